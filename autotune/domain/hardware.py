@@ -1,0 +1,44 @@
+"""Devices a study may use, and what is known of each without running anything on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class DeviceKind(StrEnum):
+    """Families of devices that engines are built for."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One GPU, or one CPU core where engines run on cores; ``memory_bytes`` is its share."""
+
+    kind: DeviceKind
+    index: int
+    name: str
+    uid: str
+    memory_bytes: int
+    driver: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """The devices at hand: all of one kind, in index order."""
+
+    kind: DeviceKind
+    devices: tuple[Device, ...]
+
+    @property
+    def count(self) -> int:
+        """Number of devices."""
+        return len(self.devices)
+
+    def describe(self) -> str:
+        """One line for people: ``8 x NVIDIA H200``."""
+        name = self.devices[0].name if self.devices else "none"
+        unit = " cores" if self.kind is DeviceKind.CPU else ""
+        return f"{self.count}{unit} x {name}"

@@ -1,0 +1,187 @@
+"""Ports: what the runs need of the outside, as protocols of one to three methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from autotune.domain.config import EngineConfig
+from autotune.domain.events import Event
+from autotune.domain.hardware import Device, DeviceKind, Hardware
+from autotune.domain.launch import (
+    Endpoint,
+    EngineEnvironment,
+    Evidence,
+    Failure,
+    LaunchContext,
+    LaunchSpec,
+)
+from autotune.domain.measurement import LoadResult
+from autotune.domain.model import ModelShape
+from autotune.domain.power import PowerTrace
+from autotune.domain.records import LaunchRecord
+from autotune.domain.workload import LoadPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LauncherTraits:
+    """Facts of an engine that need no code: its id, its words, its defaults' limits, its metric names.
+
+    ``dimensions`` are the words of the vocabulary it can express. ``parser_probe`` is a Python program that,
+    run by the engine's own interpreter, prints ``{"version", "device", "flags": {flag: [choices]}}``.
+    ``counters`` maps our names to the engine's Prometheus names.
+    """
+
+    engine: str
+    executable: str
+    dimensions: frozenset[str]
+    device_kinds: frozenset[DeviceKind]
+    parser_probe: str
+    counters: Mapping[str, str]
+
+
+class Launcher(Protocol):
+    """Knows one engine: what to run for a configuration, and what its failures mean; starts nothing."""
+
+    @property
+    def traits(self) -> LauncherTraits:
+        """What is true of the engine whatever the configuration."""
+
+    def launch_spec(self, config: EngineConfig, context: LaunchContext) -> LaunchSpec:
+        """Write the processes; raises InfeasibleConfigError for a word that the engine cannot express."""
+
+    def parse_command(self, command: str) -> tuple[EngineConfig, str]:
+        """Read a command line that runs in production as (configuration, model); raises ValueError."""
+
+    def classify_failure(self, evidence: Evidence) -> Failure:
+        """Name the cause; evidence that no rule knows is UNRECOGNISED, never guessed."""
+
+
+class Inventory(Protocol):
+    """The devices of this machine, and the exclusive right to use some."""
+
+    def devices(self) -> Hardware:
+        """List what is there."""
+
+    def lease(self, count: int, owner: str) -> AbstractContextManager[tuple[Device, ...]]:
+        """Hold ``count`` devices; raises DevicesBusyError naming who holds them."""
+
+
+class RunningEngine(Protocol):
+    """An engine that answers its health check."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where it takes requests."""
+
+    def alive(self) -> bool:
+        """Whether every process of the launch still runs; cheap, asked many times a second."""
+
+    def counters(self) -> Mapping[str, float]:
+        """The engine's own counters now, by our names; empty where it shows none."""
+
+    def evidence(self, stream_error: str = "", *, loading: bool) -> Evidence:
+        """What is to be seen of a failure after health: exit code, log."""
+
+
+class EngineHost(Protocol):
+    """Starts and ends the processes of launches on this machine."""
+
+    def serving(
+        self, spec: LaunchSpec, *, workdir: Path, start_timeout_s: float, cancelled: Cancelled
+    ) -> AbstractContextManager[RunningEngine]:
+        """Run a launch for the length of a ``with`` block; no process of it is left afterwards.
+
+        Raises EngineDiedError when it did not get ready, StudyCancelledError when ``cancelled`` turned true.
+        """
+
+
+class LoadDriver(Protocol):
+    """Drives load at an endpoint."""
+
+    def drive(
+        self, endpoint: Endpoint, plan: LoadPlan, *, alive: Callable[[], bool], cancelled: Cancelled
+    ) -> LoadResult:
+        """Send every request of the plan; each failure is data in its record.
+
+        Returns early, marked ``engine_died``, when ``alive`` turns false; raises StudyCancelledError when
+        ``cancelled`` turns true.
+        """
+
+
+class PowerRecording(Protocol):
+    """A recording under way."""
+
+    def trace(self) -> PowerTrace:
+        """What was recorded so far; raises BenchError when the meter was lost."""
+
+
+class PowerMeter(Protocol):
+    """Measures the power of devices."""
+
+    def window(self, devices: Sequence[Device]) -> AbstractContextManager[PowerRecording]:
+        """Record for the length of a ``with`` block."""
+
+
+class Search(Protocol):
+    """Chooses configurations and learns from what became of them."""
+
+    def ask(self) -> Suggestion | None:
+        """Suggest a configuration that was not launched before; None when the space is exhausted."""
+
+    def tell(self, number: int, outcome: Outcome) -> None:
+        """Learn what became of a suggestion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suggestion:
+    """A configuration to try, under the trial number that it has in the store."""
+
+    number: int
+    config: EngineConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One objective per SLA (0 for what was missed); ``feasible`` is false only for what cannot run.
+
+    ``scored`` is false for what was not judged at all (bench failures): no sampler learns from it.
+    """
+
+    objectives: tuple[float, ...]
+    feasible: bool = True
+    scored: bool = True
+
+
+class Archive(Protocol):
+    """Keeps the raw records of launches: whatever is shown later can be computed again from them."""
+
+    def save(self, record: LaunchRecord, workdir: Path) -> str:
+        """Store a launch's raw records and its files; returns the reference to load them by."""
+
+    def load(self, reference: str) -> LaunchRecord:
+        """Read it back; raises ArchiveError."""
+
+
+class Environments(Protocol):
+    """Finds installed engines."""
+
+    def find(self, launcher: Launcher, at: Path | None) -> EngineEnvironment:
+        """Return the engine's environment and what its parser said; raises InputError with the remedy."""
+
+
+class Models(Protocol):
+    """Reads what is known of a model without loading it."""
+
+    def shape(self, model: str) -> ModelShape | None:
+        """Read its config.json; None where it is not at hand (a hub name that was never fetched)."""
+
+
+Cancelled = Callable[[], bool]
+"""Turns true when the user asked to stop."""
+
+EventSink = Callable[[Event], None]
+"""Takes progress as it happens; must not block."""

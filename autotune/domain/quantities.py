@@ -1,0 +1,48 @@
+"""Durations and sizes as people write them: ``500ms``, ``2s``, ``12m``, ``1GiB``."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, ByteSize, WithJsonSchema
+
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)")
+
+
+def parse_duration_s(text: Any) -> float:
+    """Read a duration such as ``1m30s`` as seconds; raises ValueError that names the units."""
+    if isinstance(text, str):
+        parts = _DURATION.findall(text)
+        whole = "".join(number + unit for number, unit in parts)
+        if parts and whole == re.sub(r"\s+", "", text) and all(unit in _SECONDS for _, unit in parts):
+            return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    raise ValueError(f"{text!r} is no duration; write a number with its unit, such as 500ms, 2s, 12m or 1h")
+
+
+def show_duration(seconds: float) -> str:
+    """Write seconds for people: ``83ms``, ``2.4s``, ``11m05s``, ``3h12m``."""
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g}ms"
+    if seconds < 60:  # noqa: PLR2004 - a minute
+        return f"{seconds:.3g}s"
+    minutes, rest_s = divmod(round(seconds), 60)
+    return f"{minutes}m{rest_s:02}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02}m"  # noqa: PLR2004
+
+
+DurationS = Annotated[
+    float,
+    BeforeValidator(parse_duration_s),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "pattern": r"^(\d+(\.\d+)?\s*(us|ms|s|m|min|h|d)\s*)+$",
+            "examples": ["500ms", "2s", "12m"],
+        }
+    ),
+]
+"""Seconds, written as a duration in files."""
+
+Bytes = Annotated[ByteSize, WithJsonSchema({"type": "string", "examples": ["1GiB", "512MB"]})]
+"""Bytes, written as a size in files."""

@@ -1,0 +1,78 @@
+"""What is kept of a launch: raw records for the archive, a summary row for the catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from autotune.domain.config import EngineConfig
+from autotune.domain.launch import Failure
+from autotune.domain.measurement import LoadCurve
+
+
+class TrialState(StrEnum):
+    """What became of a trial.
+
+    ::
+
+        running ──> measured | infeasible | censored | bench_error
+        (on paper) ──> rejected
+    """
+
+    RUNNING = "running"
+    MEASURED = "measured"
+    INFEASIBLE = "infeasible"
+    REJECTED = "rejected"
+    CENSORED = "censored"
+    BENCH_ERROR = "bench_error"
+
+
+class Purpose(StrEnum):
+    """Why a configuration was launched."""
+
+    BASELINE = "baseline"
+    DEFAULTS = "defaults"
+    SEARCH = "search"
+    FINAL = "final"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchRecord:
+    """Everything a launch left behind that a figure may be computed from; ``versions`` by component."""
+
+    study: str
+    number: int
+    purpose: Purpose
+    config: EngineConfig
+    model: str
+    command: str
+    curve: LoadCurve
+    versions: Mapping[str, str]
+    launch_s: float
+    load_s: float
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRow:
+    """One row of the catalog: what lists and pages show of a trial without opening the archive.
+
+    ``final_of`` is the number of the trial that a final launches again. ``objectives`` are by SLA.
+    """
+
+    study: str
+    number: int
+    purpose: Purpose
+    state: TrialState
+    config: EngineConfig
+    command: str = ""
+    final_of: int | None = None
+    failure_class: str | None = None
+    failure_line: str | None = None
+    log_path: str | None = None
+    archive_ref: str | None = None
+    launch_s: float = 0.0
+    load_s: float = 0.0
+    total_s: float = 0.0
+    objectives: Mapping[str, float] = field(default_factory=dict)

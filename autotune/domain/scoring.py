@@ -1,0 +1,173 @@
+"""What a load curve is worth to one SLA: capacity, operating point, goodput, good tokens per joule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+
+from autotune.domain.measurement import Floats, LoadCurve, Measurement
+from autotune.domain.power import EnergyVerdict, PowerBasis, Window, energy_in
+from autotune.domain.sla import Sla, good_requests, keeping_requests
+from autotune.domain.stats import BLOCKS, Interval, proportion_interval, ratio_interval
+
+HEADROOM = 0.8
+"""Operating point as a share of capacity, unless the study says otherwise."""
+SAME_RATE = 0.02
+"""Offered rates that differ by no more than this share are the same operating point."""
+PERCENTILES = (50, 90, 95, 99)
+
+
+class SlaVerdict(StrEnum):
+    """What a level shows of an SLA."""
+
+    MET = "met"
+    MISSED = "missed"
+    NOT_SHOWN = "not shown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelScore:
+    """One level against one SLA; tok/s, watts, joules; percentiles of all requests that got a first token."""
+
+    rate_rps: float
+    verdict: SlaVerdict
+    requests: int
+    attainment: float
+    attainment_interval: Interval
+    goodput_tok_per_s: float
+    goodput_interval: Interval
+    throughput_tok_per_s: float
+    mean_power_w: float
+    power_basis: PowerBasis
+    power_source: str
+    energy_verdict: EnergyVerdict
+    energy_reasons: tuple[str, ...]
+    tokens_per_joule: float
+    tokens_per_joule_interval: Interval
+    ttft_s: dict[int, float]
+    tpot_s: dict[int, float]
+    window_s: float
+    oversaturated: bool
+
+    @property
+    def tok_per_s_per_mw(self) -> float:
+        """Good tokens per second that a megawatt would carry."""
+        return self.tokens_per_joule * 1e6
+
+    @property
+    def objective(self) -> float:
+        """What ranks: good tokens per joule where watts were measured, else goodput."""
+        return self.tokens_per_joule if self.power_basis.is_measured else self.goodput_tok_per_s
+
+    @property
+    def objective_interval(self) -> Interval:
+        """The interval of the objective."""
+        return self.tokens_per_joule_interval if self.power_basis.is_measured else self.goodput_interval
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CurveScore:
+    """A whole curve against one SLA; without an operating point nothing measured met it: objective 0."""
+
+    sla: str
+    capacity_rps: float | None
+    operating: LevelScore | None
+    peak_goodput_tok_per_s: float
+
+    @property
+    def objective(self) -> float:
+        """What the search maximises for this SLA."""
+        return self.operating.objective if self.operating else 0.0
+
+
+def score_level(measurement: Measurement, sla: Sla) -> LevelScore:
+    """Judge one level over its window; tokens and joules are of the same window."""
+    window, requests = measurement.window, measurement.requests
+    due = measurement.due_in_window
+    good = good_requests(requests, sla)
+    of_good = good[requests.chunk_owner]
+    block_tokens = _by_block(requests.chunk_s[of_good], window, requests.chunk_tokens[of_good])
+    block_good = _by_block(requests.due_s[good], window)
+    block_due = _by_block(requests.due_s, window)
+    energy = energy_in(measurement.power, window)
+    joules = np.array([energy_in(measurement.power, block).joules for block in window.blocks(BLOCKS)])
+    tokens = float(block_tokens.sum())
+    measurable = energy.joules > 0 and energy.verdict is not EnergyVerdict.INVALID
+    return LevelScore(
+        rate_rps=measurement.level.rate_rps or measurement.completion_rate_rps,
+        verdict=_verdict(measurement, sla),
+        requests=int(due.sum()),
+        attainment=float(block_good.sum() / max(block_due.sum(), 1)),
+        attainment_interval=proportion_interval(block_good, block_due),
+        goodput_tok_per_s=tokens / window.length_s,
+        goodput_interval=ratio_interval(block_tokens, np.full(BLOCKS, window.length_s / BLOCKS)),
+        throughput_tok_per_s=float(_by_block(requests.chunk_s, window, requests.chunk_tokens).sum())
+        / window.length_s,
+        mean_power_w=energy.mean_w,
+        power_basis=measurement.power.basis,
+        power_source=measurement.power.source,
+        energy_verdict=energy.verdict,
+        energy_reasons=energy.reasons,
+        tokens_per_joule=tokens / energy.joules if measurable else 0.0,
+        tokens_per_joule_interval=ratio_interval(block_tokens, joules) if measurable else Interval(0.0, 0.0),
+        ttft_s=_percentiles(requests.ttft_s[due]),
+        tpot_s=_percentiles(requests.tpot_s[due & requests.ok]),
+        window_s=window.length_s,
+        oversaturated=measurement.oversaturated,
+    )
+
+
+def score_curve(curve: LoadCurve, sla: Sla, *, headroom: float = HEADROOM) -> CurveScore:
+    """Find the SLA's capacity on the curve and its operating point, both from measured levels alone.
+
+    Capacity is the highest offered rate whose level met the SLA. The operating point is the level measured
+    nearest below ``headroom`` x capacity among those that met it.
+    """
+    scored = [score_level(m, sla) for m in curve if m.level.rate_rps is not None and _is_for(m, sla)]
+    met = sorted((s for s in scored if s.verdict is SlaVerdict.MET), key=lambda s: s.rate_rps)
+    peak = max((s.goodput_tok_per_s for s in scored), default=0.0)
+    if not met:
+        return CurveScore(sla=sla.name, capacity_rps=None, operating=None, peak_goodput_tok_per_s=peak)
+    capacity_rps = met[-1].rate_rps
+    below = [s for s in met if s.rate_rps <= headroom * capacity_rps * (1 + SAME_RATE)]
+    return CurveScore(
+        sla=sla.name,
+        capacity_rps=capacity_rps,
+        operating=below[-1] if below else None,
+        peak_goodput_tok_per_s=peak,
+    )
+
+
+def _is_for(measurement: Measurement, sla: Sla) -> bool:
+    return sla.workload is None or measurement.level.workload == sla.workload
+
+
+def _verdict(measurement: Measurement, sla: Sla) -> SlaVerdict:
+    """MET where every goal's lower bound reaches its share, MISSED where an estimate does not, else NOT_SHOWN."""
+    if measurement.oversaturated:
+        return SlaVerdict.MISSED
+    requests, window = measurement.requests, measurement.window
+    offered = _by_block(requests.due_s, window)
+    verdict = SlaVerdict.MET if offered.any() else SlaVerdict.NOT_SHOWN
+    for bounds, share in sla.goals():
+        kept = _by_block(requests.due_s[keeping_requests(requests, bounds)], window)
+        if kept.sum() < share * offered.sum():
+            return SlaVerdict.MISSED
+        if proportion_interval(kept, offered).low < share:
+            verdict = SlaVerdict.NOT_SHOWN
+    return verdict
+
+
+def _by_block(at_s: Floats, window: Window, weights: Floats | None = None) -> Floats:
+    """Sums (counts without weights) of what happened in each of the window's BLOCKS."""
+    sums, _ = np.histogram(at_s, bins=BLOCKS, range=(window.start_s, window.end_s), weights=weights)
+    return sums.astype(np.float64)
+
+
+def _percentiles(values: Floats) -> dict[int, float]:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return {}
+    return {p: float(v) for p, v in zip(PERCENTILES, np.percentile(finite, PERCENTILES), strict=True)}

@@ -1,0 +1,170 @@
+"""SLOs and SLAs: what users were promised, and whether a measured level kept it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from autotune.domain.measurement import Bools, Floats, RequestTable
+from autotune.domain.quantities import DurationS, show_duration
+
+
+class Metric(StrEnum):
+    """What an SLO bounds (see DESIGN terms in docs/architecture.md)."""
+
+    TTFT = "ttft"
+    TPOT = "tpot"
+    E2E = "e2e"
+    STALL = "stall"
+    INTERACTIVITY = "interactivity"
+
+    def of(self, requests: RequestTable) -> Floats:
+        """Value for each request, in seconds (interactivity: tok/s/user); NaN where there is none."""
+        match self:
+            case Metric.TTFT:
+                return requests.ttft_s
+            case Metric.TPOT:
+                return requests.tpot_s
+            case Metric.E2E:
+                return requests.e2e_s
+            case Metric.STALL:
+                return requests.stall_s
+            case Metric.INTERACTIVITY:
+                return 1 / np.maximum(requests.tpot_s, 1e-9)
+
+    def within(self, values: Floats, bound: float) -> Bools:
+        """Which values keep ``bound``; a token rate that does not exist (one chunk) does."""
+        keeps = values >= bound if self is Metric.INTERACTIVITY else values <= bound
+        if self in {Metric.TPOT, Metric.INTERACTIVITY}:
+            return keeps | np.isnan(values)
+        return keeps
+
+
+def _percentile(text: Any) -> Any:
+    """Read ``p95`` as 0.95."""
+    if isinstance(text, str) and text.startswith("p"):
+        digits = text[1:]
+        if digits.isdecimal() and 0 < int(digits) < 10 ** len(digits):
+            return int(digits) / 10 ** len(digits)
+    raise ValueError(f"{text!r} is no percentile; write p50, p90, p95, p99 or p999")
+
+
+Percentile = Annotated[float, BeforeValidator(_percentile)]
+TokensPerS = Annotated[float, Field(gt=0)]
+
+
+BoundSet = tuple[tuple[Metric, float], ...]
+"""Bounds that one request must keep together."""
+
+
+class Bounds(BaseModel):
+    """One bound per metric; at least one. Durations carry their unit, interactivity is tok/s/user."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ttft: DurationS | None = None
+    tpot: DurationS | None = None
+    e2e: DurationS | None = None
+    stall: DurationS | None = None
+    interactivity: TokensPerS | None = None
+
+    @model_validator(mode="after")
+    def _some(self) -> Bounds:
+        if not self.model_fields_set:
+            raise ValueError("an SLA needs at least one SLO: ttft, tpot, e2e, stall or interactivity")
+        return self
+
+    def items(self) -> BoundSet:
+        """The bounds that are set."""
+        return tuple((m, bound) for m in Metric if (bound := getattr(self, m.value)) is not None)
+
+
+class JointSla(BaseModel):
+    """At least ``attainment`` of the offered requests meet every bound."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    contract: Literal["joint"] = "joint"
+    workload: str | None = Field(None, description="the workload it is judged on; the first if not named")
+    attainment: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    slos: Bounds
+
+    def goals(self) -> tuple[tuple[BoundSet, float], ...]:
+        """Sets of bounds, each with the share of requests that must keep all of it."""
+        return ((self.slos.items(), self.attainment),)
+
+    def describe(self) -> str:
+        """One line: ``95% of requests: ttft<=300ms tpot<=25ms``."""
+        bounds = " ".join(show_slo(metric, bound) for metric, bound in self.slos.items())
+        return f"{self.attainment:.4g} of requests: {bounds}"
+
+
+class PercentileBounds(BaseModel):
+    """Bounds by percentile for each metric: ``ttft: {p95: 2s, p99: 5s}``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ttft: dict[Percentile, DurationS] = {}
+    tpot: dict[Percentile, DurationS] = {}
+    e2e: dict[Percentile, DurationS] = {}
+    stall: dict[Percentile, DurationS] = {}
+    interactivity: dict[Percentile, TokensPerS] = {}
+
+    @model_validator(mode="after")
+    def _some(self) -> PercentileBounds:
+        if not self.items():
+            raise ValueError("an SLA needs at least one SLO, such as ttft: {p95: 2s}")
+        return self
+
+    def items(self) -> tuple[tuple[Metric, float, float], ...]:
+        """Every (metric, share, bound)."""
+        return tuple((m, share, bound) for m in Metric for share, bound in getattr(self, m.value).items())
+
+
+class PercentileSla(BaseModel):
+    """Each percentile keeps its own bound: p95 TTFT <= 2 s means that 95 % of requests do."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")]
+    contract: Literal["percentile"]
+    workload: str | None = Field(None, description="the workload it is judged on; the first if not named")
+    slos: PercentileBounds
+
+    def goals(self) -> tuple[tuple[BoundSet, float], ...]:
+        """Sets of bounds, each with the share of requests that must keep all of it."""
+        return tuple((((metric, bound),), share) for metric, share, bound in self.slos.items())
+
+    def describe(self) -> str:
+        """One line: ``p95 ttft<=2s, p99 tpot<=50ms``."""
+        return ", ".join(f"p{share * 100:.4g} {show_slo(m, bound)}" for m, share, bound in self.slos.items())
+
+
+Sla = JointSla | PercentileSla
+
+
+def show_slo(metric: Metric, bound: float) -> str:
+    """One SLO for people: ``ttft<=300ms``."""
+    if metric is Metric.INTERACTIVITY:
+        return f"interactivity>={bound:.4g}tok/s/user"
+    return f"{metric}<={show_duration(bound)}"
+
+
+def good_requests(requests: RequestTable, sla: Sla) -> Bools:
+    """Which requests finished within every bound of the SLA."""
+    good = requests.ok
+    for bounds, _ in sla.goals():
+        good &= keeping_requests(requests, bounds)
+    return good
+
+
+def keeping_requests(requests: RequestTable, bounds: BoundSet) -> Bools:
+    """Which requests finished within every one of these bounds."""
+    keeps = requests.ok
+    for metric, bound in bounds:
+        keeps &= metric.within(metric.of(requests), bound)
+    return keeps

@@ -1,0 +1,112 @@
+"""Search spaces: dimensions of the vocabulary, with the values each may take and when it applies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from autotune.domain.config import SEARCHABLE, EngineConfig, Value
+
+
+class IntRange(BaseModel):
+    """Whole numbers from ``low`` to ``high``: in steps, or doubling where ``log`` is set."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    low: PositiveInt
+    high: PositiveInt
+    step: PositiveInt = 1
+    log: bool = False
+    when: dict[str, Value] = {}
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"the range is empty: low {self.low} is above high {self.high}")
+        if self.log and self.step != 1:
+            raise ValueError("a range either doubles (log) or has a step")
+        return self
+
+    @property
+    def choices(self) -> tuple[Value, ...]:
+        """The values, ascending."""
+        if not self.log:
+            return tuple(range(self.low, self.high + 1, self.step))
+        doublings = int(math.log2(self.high / self.low) + 1e-9)
+        return tuple(self.low << k for k in range(doublings + 1))
+
+
+class Choices(BaseModel):
+    """Named values; ``when`` says for which values of other dimensions this one applies at all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    choices: Annotated[tuple[Value, ...], Field(min_length=1)]
+    when: dict[str, Value] = {}
+
+
+Dimension = Annotated[tuple[Value, ...], Field(min_length=1)] | Choices | IntRange
+
+
+class SearchSpace(BaseModel):
+    """Dimensions in the order they are decided; what is not named stays at the engine's default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dimensions: dict[str, Dimension]
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        before: dict[str, tuple[Value, ...]] = {}
+        for name in self.dimensions:
+            if name not in SEARCHABLE:
+                raise ValueError(f"{name!r} is no word of the vocabulary; known: {', '.join(SEARCHABLE)}")
+            for value in self.choices(name):
+                EngineConfig.model_validate({"engine": "any", name: value})
+            for other, value in self.condition(name).items():
+                if value not in before.get(other, ()):
+                    raise ValueError(
+                        f"{name!r} applies when {other} is {value!r}, which no earlier dimension can be"
+                    )
+            before[name] = self.choices(name)
+        return self
+
+    def choices(self, name: str) -> tuple[Value, ...]:
+        """Values of one dimension."""
+        dimension = self.dimensions[name]
+        return dimension if isinstance(dimension, tuple) else dimension.choices
+
+    def condition(self, name: str) -> Mapping[str, Value]:
+        """What must hold of earlier dimensions for this one to apply."""
+        dimension = self.dimensions[name]
+        return {} if isinstance(dimension, tuple) else dimension.when
+
+    def applies(self, name: str, words: Mapping[str, Any]) -> bool:
+        """Whether a dimension is to be decided, given the words decided before it."""
+        return all(words.get(other) == value for other, value in self.condition(name).items())
+
+    def contains(self, config: EngineConfig) -> bool:
+        """Whether every dimension that applies has one of its values in ``config``, and no other is set."""
+        words = config.words
+        return all(
+            words.get(name) in self.choices(name) if self.applies(name, words) else name not in words
+            for name in self.dimensions
+        )
+
+    def points(self) -> Iterator[dict[str, Value]]:
+        """Every point of the space, in order; lazily, since there may be millions."""
+        yield from self._points(tuple(self.dimensions), {})
+
+    def _points(self, names: tuple[str, ...], words: dict[str, Value]) -> Iterator[dict[str, Value]]:
+        if not names:
+            yield dict(words)
+            return
+        name, rest = names[0], names[1:]
+        if not self.applies(name, words):
+            yield from self._points(rest, words)
+            return
+        for value in self.choices(name):
+            yield from self._points(rest, {**words, name: value})

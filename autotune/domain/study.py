@@ -1,0 +1,144 @@
+"""The study: what is tuned, on what, for whom, and within which budget; as its YAML file says it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from autotune.domain.config import EngineConfig
+from autotune.domain.power import PowerBasis
+from autotune.domain.quantities import DurationS
+from autotune.domain.scoring import HEADROOM
+from autotune.domain.sla import JointSla, PercentileSla
+from autotune.domain.space import SearchSpace
+from autotune.domain.workload import Workload
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EngineSpec(_Part):
+    """An engine, and what is the same for every configuration of it, its defaults included."""
+
+    name: str = Field(description="launcher id, such as vllm; `autotune engines list` shows them")
+    fixed: dict[str, bool | int | float | str] = Field({}, description="words that every configuration has")
+    args: tuple[str, ...] = Field((), description="engine arguments that every configuration has")
+    env: dict[str, str] = Field({}, description="environment variables of the engine")
+
+
+class HardwareSpec(_Part):
+    """How much of the machine to use."""
+
+    gpus: PositiveInt | None = None
+    cpus: PositiveInt | None = Field(None, description="cores, on a machine without GPUs")
+
+
+class Requirements(_Part):
+    """What no configuration may give up."""
+
+    context_length: PositiveInt | None = Field(None, description="least context, tokens")
+    lora: bool = False
+    tools: str | None = Field(None, description="tool-call parser to serve with")
+    sampling: tuple[Literal["min_p", "logit_bias", "logprobs", "structured_output"], ...] = Field(
+        (), description="sampling features that requests use; speculation that drops one is refused"
+    )
+    most_gpus: PositiveInt | None = Field(None, description="devices per replica at most")
+
+
+class Budget(_Part):
+    """Where the study stops; finals are kept within it too. At least one bound."""
+
+    launches: PositiveInt | None = Field(None, description="engine starts, finals included")
+    wall_time: DurationS | None = None
+    accelerator_hours: PositiveFloat | None = Field(None, description="devices held x hours")
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("a budget needs launches, wall_time or accelerator_hours")
+        return self
+
+
+class PowerSpec(_Part):
+    """Where watts come from."""
+
+    basis: Literal["auto"] | PowerBasis = "auto"
+
+
+class MeasurementSpec(_Part):
+    """How long a load level lasts and how finely capacity is searched."""
+
+    warmup: DurationS = Field(2.0, description="driven and thrown away before the window")
+    window: DurationS = Field(10.0, description="least length of the window")
+    longest_window: DurationS = Field(30.0, description="the window grows up to this for `requests`")
+    final_window: DurationS = Field(30.0, description="window at the operating point in the finals")
+    requests: PositiveInt = Field(100, description="requests wanted in a window")
+    headroom: Annotated[float, Field(gt=0, le=1)] = Field(HEADROOM, description="operating point / capacity")
+    tolerance: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="resolution of capacity")
+    most_levels: PositiveInt = Field(8, description="open-loop levels on one launch")
+    saturating_concurrency: PositiveInt = Field(64, description="in flight in the closed-loop level")
+    start_timeout: DurationS = Field(600.0, description="an engine not ready by then is censored")
+    request_timeout: DurationS = Field(60.0, description="a request not finished by then failed")
+
+
+class StudySpec(_Part):
+    """A study file."""
+
+    name: Name = Field("", description="the file's stem if left out")
+    model: str = Field(description="path, or name on the hub")
+    engines: Annotated[tuple[EngineSpec, ...], Field(min_length=1, max_length=1)]
+    hardware: Literal["auto"] | HardwareSpec = "auto"
+    workloads: Annotated[tuple[Workload, ...], Field(min_length=1)]
+    slas: Annotated[tuple[JointSla | PercentileSla, ...], Field(min_length=1)]
+    space: SearchSpace
+    try_first: tuple[dict[str, bool | int | float | str], ...] = Field(
+        (), description="points of the space to launch before the search chooses"
+    )
+    requirements: Requirements = Requirements()
+    baseline: str | None = Field(None, description="the command line that production runs today")
+    budget: Budget
+    power: PowerSpec = PowerSpec()
+    measurement: MeasurementSpec = MeasurementSpec()
+    storage: str = Field("sqlite:///studies.db", description="any SQLAlchemy URL")
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for what, names in (("workload", self.workload_names), ("SLA", tuple(s.name for s in self.slas))):
+            if twice := {n for n in names if names.count(n) > 1}:
+                raise ValueError(f"two {what}s are named {twice.pop()!r}")
+        for sla in self.slas:
+            if sla.workload is not None and sla.workload not in self.workload_names:
+                raise ValueError(f"SLA {sla.name!r} names workload {sla.workload!r}, which is not there")
+        for engine in self.engines:
+            EngineConfig.model_validate({"engine": engine.name, **engine.fixed})
+        return self
+
+    @property
+    def engine(self) -> EngineSpec:
+        """The engine under study."""
+        return self.engines[0]
+
+    @property
+    def workload_names(self) -> tuple[str, ...]:
+        """Names of the workloads, in file order."""
+        return tuple(w.name for w in self.workloads)
+
+    def slas_on(self, workload: str) -> tuple[JointSla | PercentileSla, ...]:
+        """SLAs judged on one workload."""
+        return tuple(s for s in self.slas if (s.workload or self.workload_names[0]) == workload)
+
+    def default_config(self) -> EngineConfig:
+        """The engine's defaults: what the study fixes and requires, and nothing else."""
+        words: dict[str, object] = dict(self.engine.fixed)
+        if self.requirements.context_length:
+            words.setdefault("context_length", self.requirements.context_length)
+        if self.requirements.lora:
+            words["lora"] = True
+        if self.requirements.tools:
+            words["tool_parser"] = self.requirements.tools
+        return EngineConfig.model_validate({"engine": self.engine.name, **words})
