@@ -157,7 +157,7 @@ class Failure:
 
 
 class EngineDiedError(Exception):
-    """A process of the launch ended, or did not get ready in time; carries the evidence and the log's path."""
+    """A process of the launch ended, or was not ready in time; carries evidence and the log's path."""
 
     def __init__(self, evidence: Evidence, log_path: Path) -> None:
         super().__init__(

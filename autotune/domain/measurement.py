@@ -154,7 +154,7 @@ class ClientHealth:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    """What a drive returned; ``started_s`` is the plan's time 0; ``engine_died`` if it was cut short by that."""
+    """What a drive returned; ``started_s`` is the plan's time 0; ``engine_died`` if that cut it short."""
 
     records: tuple[RequestRecord, ...]
     started_s: float

@@ -145,7 +145,7 @@ def _is_for(measurement: Measurement, sla: Sla) -> bool:
 
 
 def _verdict(measurement: Measurement, sla: Sla) -> SlaVerdict:
-    """MET where every goal's lower bound reaches its share, MISSED where an estimate does not, else NOT_SHOWN."""
+    """MET where every lower bound reaches its share, MISSED where an estimate does not, else NOT_SHOWN."""
     if measurement.oversaturated:
         return SlaVerdict.MISSED
     requests, window = measurement.requests, measurement.window

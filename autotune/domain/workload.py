@@ -52,7 +52,7 @@ Length = PositiveInt | FixedLength | LogNormalLength
 
 
 class Workload(BaseModel):
-    """What users send: how long prompts and answers are; arrivals are Poisson unless a level is closed-loop."""
+    """What users send: how long prompts and answers are, and how requests arrive."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
