@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autotune.domain.measurement import LoadCurve
-from autotune.domain.scoring import HEADROOM, SAME_RATE, SlaVerdict, score_level
+from autotune.domain.scoring import HEADROOM, is_same_rate, score_level
 from autotune.domain.sla import Sla
 from autotune.domain.workload import Level
 
@@ -39,25 +39,23 @@ def next_level(
     """
     if not curve:
         return Level(workload, concurrency=settings.saturating_concurrency)
-    if len(curve) > settings.most_levels:
-        return Stop("most levels measured")
-    saturated_rps = curve[0].completion_rate_rps
+    saturated_rps = curve[0].sustained_rps
     if saturated_rps <= 0:
         return Stop("nothing finished in closed loop")
     measured_rps = [m.level.rate_rps for m in curve if m.level.rate_rps is not None]
     if not measured_rps:
         return Level(workload, rate_rps=0.9 * saturated_rps)
     brackets = [_bracket(curve, sla) for sla in slas]
-    spare_levels = settings.most_levels - len(curve) + 1
-    open_points = [p for b in brackets if (p := _operating_rps(b, settings)) and not _has(measured_rps, p)]
-    if spare_levels > len(open_points):
-        for bracket in brackets:
-            rate_rps = _narrow(bracket, saturated_rps, settings)
-            if rate_rps is not None and not _has(measured_rps, rate_rps):
-                return Level(workload, rate_rps=rate_rps)
-    if open_points:
-        return Level(workload, rate_rps=open_points[0])
-    return Stop("capacity and operating point of every SLA measured")
+    operating = [settings.headroom * b.met_rps for b in brackets if b.met_rps is not None]
+    due = [rate for rate in operating if not _has(measured_rps, rate)]
+    spare_levels = settings.most_levels - len(measured_rps)
+    # A bracket may still move its operating point, so these come first while levels last for both.
+    narrowing = [r for b in brackets if (r := _narrow(b, saturated_rps, settings)) is not None]
+    narrowing = [rate for rate in narrowing if not _has(measured_rps, rate)]
+    wanted = (narrowing if spare_levels > len(due) else []) + due
+    if wanted and spare_levels > 0:
+        return Level(workload, rate_rps=wanted[0])
+    return Stop("every capacity and operating point measured" if not wanted else "most levels measured")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +67,7 @@ class _Bracket:
 def _bracket(curve: LoadCurve, sla: Sla) -> _Bracket:
     """The highest rate that met the SLA, and the lowest above it that did not."""
     verdicts = [
-        (m.level.rate_rps, score_level(m, sla).verdict is SlaVerdict.MET)
+        (m.level.rate_rps, score_level(m, sla).may_hold)
         for m in curve
         if m.level.rate_rps is not None
     ]
@@ -92,9 +90,5 @@ def _narrow(bracket: _Bracket, saturated_rps: float, settings: BoundarySettings)
     return None
 
 
-def _operating_rps(bracket: _Bracket, settings: BoundarySettings) -> float | None:
-    return settings.headroom * bracket.met_rps if bracket.met_rps is not None else None
-
-
 def _has(measured_rps: Sequence[float], rate_rps: float) -> bool:
-    return any(abs(rate / rate_rps - 1) <= SAME_RATE for rate in measured_rps)
+    return any(is_same_rate(rate, rate_rps) for rate in measured_rps)

@@ -9,6 +9,8 @@ States of a launch::
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -79,6 +81,15 @@ class Endpoint:
     model: str
 
 
+def shell_command(process: ProcessSpec, *, port: int = 8000) -> str:
+    """Write a process as the shell line that starts it, quoted, its environment in front."""
+    words = [re.sub(r"\{port:[^}]*\}", str(port), word) for word in process.argv]
+    words = [re.sub(r"\{host:[^}]*\}", "127.0.0.1", word) for word in words]
+    words[0] = Path(words[0]).name
+    env = [f"{name}={shlex.quote(value)}" for name, value in sorted(process.env.items())]
+    return " ".join([*env, *map(shlex.quote, words)])
+
+
 class Phase(StrEnum):
     """How far a launch had come."""
 
@@ -110,8 +121,8 @@ class FailureClass(StrEnum):
     DIED_UNDER_LOAD = "died under load"
     START_TIMEOUT = "start timed out"
     PORT_TAKEN = "port taken"
-    CLIENT_LIMIT = "client overloaded"
-    METER_LOST = "meter lost"
+    NODE_FAULT = "node fault"
+    KILLED = "killed from outside"
     INTERRUPTED = "interrupted"
     UNRECOGNISED = "unrecognised"
 
@@ -119,8 +130,8 @@ class FailureClass(StrEnum):
 REACTIONS: Mapping[FailureClass, Reaction] = {
     FailureClass.START_TIMEOUT: Reaction.CENSORED,
     FailureClass.PORT_TAKEN: Reaction.BENCH,
-    FailureClass.CLIENT_LIMIT: Reaction.BENCH,
-    FailureClass.METER_LOST: Reaction.BENCH,
+    FailureClass.NODE_FAULT: Reaction.BENCH,
+    FailureClass.KILLED: Reaction.BENCH,
     FailureClass.INTERRUPTED: Reaction.BENCH,
 }
 """Reactions other than ``INFEASIBLE``, which every class not named here has."""

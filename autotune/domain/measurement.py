@@ -179,11 +179,27 @@ class Measurement:
         return (self.requests.due_s >= self.window.start_s) & (self.requests.due_s < self.window.end_s)
 
     @property
-    def completion_rate_rps(self) -> float:
-        """Requests finished inside the window, per second."""
-        at = self.requests.finished_s[self.requests.ok]
-        done = np.count_nonzero((at >= self.window.start_s) & (at < self.window.end_s))
-        return float(done) / self.window.length_s
+    def sustained_rps(self) -> float:
+        """Requests per second that the window's throughput would carry, at the mean length of those that ended.
+
+        Tokens rather than completions: in closed loop many end together, and a short window may see none.
+        """
+        lengths = self.requests.output_tokens[self.requests.ok]
+        return self.throughput_tok_per_s / float(lengths.mean()) if len(lengths) else 0.0
+
+    @property
+    def throughput_tok_per_s(self) -> float:
+        """Output tokens that arrived inside the window, of whatever requests, per second."""
+        at_s = self.requests.chunk_s
+        inside = (at_s >= self.window.start_s) & (at_s < self.window.end_s)
+        return float(self.requests.chunk_tokens[inside].sum()) / self.window.length_s
+
+    @property
+    def ttft_p99_s(self) -> float:
+        """99th percentile of TTFT over requests due in the window; NaN where none got a token."""
+        ttft_s = self.requests.ttft_s[self.due_in_window]
+        ttft_s = ttft_s[np.isfinite(ttft_s)]
+        return float(np.percentile(ttft_s, 99)) if len(ttft_s) else float("nan")
 
     @property
     def oversaturated(self) -> bool:

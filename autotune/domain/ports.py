@@ -22,7 +22,7 @@ from autotune.domain.launch import (
 from autotune.domain.measurement import LoadResult
 from autotune.domain.model import ModelShape
 from autotune.domain.power import PowerTrace
-from autotune.domain.records import LaunchRecord
+from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
 from autotune.domain.workload import LoadPlan
 
 
@@ -130,10 +130,13 @@ class Search(Protocol):
     """Chooses configurations and learns from what became of them."""
 
     def ask(self) -> Suggestion | None:
-        """Suggest a configuration that was not launched before; None when the space is exhausted."""
+        """Suggest a configuration that no trial had before; None when the space is exhausted."""
+
+    def begin(self, config: EngineConfig) -> Suggestion:
+        """Open a trial for a given configuration: a baseline, a recipe, a final."""
 
     def tell(self, number: int, outcome: Outcome) -> None:
-        """Learn what became of a suggestion."""
+        """Learn what became of a trial."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +162,24 @@ class Outcome:
 class Archive(Protocol):
     """Keeps the raw records of launches: whatever is shown later can be computed again from them."""
 
-    def save(self, record: LaunchRecord, workdir: Path) -> str:
-        """Store a launch's raw records and its files; returns the reference to load them by."""
+    def save(self, record: LaunchRecord, logs: Sequence[Path]) -> None:
+        """Store a launch's raw records and its logs."""
 
-    def load(self, reference: str) -> LaunchRecord:
-        """Read it back; raises ArchiveError."""
+    def load(self, study: str, number: int) -> LaunchRecord:
+        """Read a launch back; raises InputError where there is none."""
+
+
+class Catalog(Protocol):
+    """Summary rows of studies and trials: what lists and pages read."""
+
+    def put(self, row: TrialRow) -> None:
+        """Insert a trial's row, or replace it."""
+
+    def trials(self, study: str) -> tuple[TrialRow, ...]:
+        """Rows of a study's trials, by number."""
+
+    def put_study(self, row: StudyRow) -> None:
+        """Insert a study's row, or replace it."""
 
 
 class Environments(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ByteSize, WithJsonSchema
+from pydantic import BeforeValidator, ByteSize, PlainSerializer, WithJsonSchema
 
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)")
@@ -21,6 +21,11 @@ def parse_duration_s(text: Any) -> float:
     raise ValueError(f"{text!r} is no duration; write a number with its unit, such as 500ms, 2s, 12m or 1h")
 
 
+def write_duration(seconds: float) -> str:
+    """Write seconds so that parse_duration_s reads the same, to the microsecond."""
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
+
+
 def show_duration(seconds: float) -> str:
     """Write seconds for people: ``83ms``, ``2.4s``, ``11m05s``, ``3h12m``."""
     if seconds < 1:
@@ -34,6 +39,7 @@ def show_duration(seconds: float) -> str:
 DurationS = Annotated[
     float,
     BeforeValidator(parse_duration_s),
+    PlainSerializer(write_duration, return_type=str),
     WithJsonSchema(
         {
             "type": "string",

@@ -71,8 +71,30 @@ class TrialRow:
     failure_class: str | None = None
     failure_line: str | None = None
     log_path: str | None = None
-    archive_ref: str | None = None
     launch_s: float = 0.0
     load_s: float = 0.0
     total_s: float = 0.0
     objectives: Mapping[str, float] = field(default_factory=dict)
+
+
+class StudyStatus(StrEnum):
+    """Where a study stands; one whose process vanished is left ``running`` and found out by its owner."""
+
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRow:
+    """One row per study; ``spec`` is the whole study file as it was resolved, in JSON.
+
+    ``spent_s`` is the wall time it ran so far; ``owner`` names the process that runs it.
+    """
+
+    name: str
+    spec: str
+    status: StudyStatus
+    owner: str
+    spent_s: float
+    started_at: str

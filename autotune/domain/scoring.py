@@ -10,17 +10,17 @@ import numpy as np
 from autotune.domain.measurement import Floats, LoadCurve, Measurement
 from autotune.domain.power import EnergyVerdict, PowerBasis, Window, energy_in
 from autotune.domain.sla import Sla, good_requests, keeping_requests
-from autotune.domain.stats import BLOCKS, Interval, proportion_interval, ratio_interval
+from autotune.domain.stats import BLOCKS, Interval, proportion_interval, ratio_interval, requests_to_show
 
 HEADROOM = 0.8
 """Operating point as a share of capacity, unless the study says otherwise."""
 SAME_RATE = 0.02
 """Offered rates that differ by no more than this share are the same operating point."""
-PERCENTILES = (50, 90, 95, 99)
+PERCENTILES = (50, 95, 99)
 
 
 class SlaVerdict(StrEnum):
-    """What a level shows of an SLA."""
+    """What a level shows of an SLA: its lower bound keeps it, its estimate breaks it, or neither."""
 
     MET = "met"
     MISSED = "missed"
@@ -50,6 +50,12 @@ class LevelScore:
     tpot_s: dict[int, float]
     window_s: float
     oversaturated: bool
+    too_few: bool
+
+    @property
+    def may_hold(self) -> bool:
+        """Whether the level counts for capacity: met, or kept by requests too few to ever show it."""
+        return self.verdict is SlaVerdict.MET or (self.verdict is SlaVerdict.NOT_SHOWN and self.too_few)
 
     @property
     def tok_per_s_per_mw(self) -> float:
@@ -96,15 +102,14 @@ def score_level(measurement: Measurement, sla: Sla) -> LevelScore:
     tokens = float(block_tokens.sum())
     measurable = energy.joules > 0 and energy.verdict is not EnergyVerdict.INVALID
     return LevelScore(
-        rate_rps=measurement.level.rate_rps or measurement.completion_rate_rps,
+        rate_rps=measurement.level.rate_rps or measurement.sustained_rps,
         verdict=_verdict(measurement, sla),
         requests=int(due.sum()),
         attainment=float(block_good.sum() / max(block_due.sum(), 1)),
         attainment_interval=proportion_interval(block_good, block_due),
         goodput_tok_per_s=tokens / window.length_s,
         goodput_interval=ratio_interval(block_tokens, np.full(BLOCKS, window.length_s / BLOCKS)),
-        throughput_tok_per_s=float(_by_block(requests.chunk_s, window, requests.chunk_tokens).sum())
-        / window.length_s,
+        throughput_tok_per_s=measurement.throughput_tok_per_s,
         mean_power_w=energy.mean_w,
         power_basis=measurement.power.basis,
         power_source=measurement.power.source,
@@ -116,17 +121,20 @@ def score_level(measurement: Measurement, sla: Sla) -> LevelScore:
         tpot_s=_percentiles(requests.tpot_s[due & requests.ok]),
         window_s=window.length_s,
         oversaturated=measurement.oversaturated,
+        too_few=int(due.sum()) < max(requests_to_show(share) for _, share in sla.goals()),
     )
 
 
-def score_curve(curve: LoadCurve, sla: Sla, *, headroom: float = HEADROOM) -> CurveScore:
-    """Find the SLA's capacity on the curve and its operating point, both from measured levels alone.
+def score_curve(curve: LoadCurve, sla: Sla, workload: str, *, headroom: float = HEADROOM) -> CurveScore:
+    """Find the SLA's capacity on a workload and its operating point, both from measured levels alone.
 
-    Capacity is the highest offered rate whose level met the SLA. The operating point is the level measured
-    nearest below ``headroom`` x capacity among those that met it.
+    Capacity is the highest offered rate whose level met the SLA; where none did, the highest that was kept by
+    requests too few to show it. The operating point is the level measured nearest below ``headroom`` x
+    capacity among those.
     """
-    scored = [score_level(m, sla) for m in curve if m.level.rate_rps is not None and _is_for(m, sla)]
-    met = sorted((s for s in scored if s.verdict is SlaVerdict.MET), key=lambda s: s.rate_rps)
+    scored = [score_level(m, sla) for m in open_levels(curve, workload)]
+    met = [s for s in scored if s.verdict is SlaVerdict.MET] or [s for s in scored if s.may_hold]
+    met.sort(key=lambda s: s.rate_rps)
     peak = max((s.goodput_tok_per_s for s in scored), default=0.0)
     if not met:
         return CurveScore(sla=sla.name, capacity_rps=None, operating=None, peak_goodput_tok_per_s=peak)
@@ -140,8 +148,20 @@ def score_curve(curve: LoadCurve, sla: Sla, *, headroom: float = HEADROOM) -> Cu
     )
 
 
-def _is_for(measurement: Measurement, sla: Sla) -> bool:
-    return sla.workload is None or measurement.level.workload == sla.workload
+def score_at(curve: LoadCurve, sla: Sla, workload: str, rate_rps: float) -> LevelScore | None:
+    """Judge the level measured at a given rate; None where there is none."""
+    at = (m for m in open_levels(curve, workload) if is_same_rate(m.level.rate_rps or 0.0, rate_rps))
+    return next((score_level(m, sla) for m in at), None)
+
+
+def open_levels(curve: LoadCurve, workload: str) -> LoadCurve:
+    """Levels of one workload on which SLAs are judged: the open-loop ones."""
+    return tuple(m for m in curve if m.level.rate_rps is not None and m.level.workload == workload)
+
+
+def is_same_rate(one_rps: float, other_rps: float) -> bool:
+    """Whether two offered rates are one operating point."""
+    return abs(one_rps - other_rps) <= SAME_RATE * other_rps
 
 
 def _verdict(measurement: Measurement, sla: Sla) -> SlaVerdict:

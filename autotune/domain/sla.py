@@ -6,7 +6,17 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
 
 from autotune.domain.measurement import Bools, Floats, RequestTable
 from autotune.domain.quantities import DurationS, show_duration
@@ -52,7 +62,17 @@ def _percentile(text: Any) -> Any:
     raise ValueError(f"{text!r} is no percentile; write p50, p90, p95, p99 or p999")
 
 
-Percentile = Annotated[float, BeforeValidator(_percentile)]
+def _write_percentile(share: float) -> str:
+    """Write 0.95 as ``p95`` and 0.999 as ``p999``."""
+    return "p" + f"{share:.10f}"[2:].rstrip("0").ljust(2, "0")
+
+
+Percentile = Annotated[
+    float,
+    BeforeValidator(_percentile),
+    PlainSerializer(_write_percentile, return_type=str),
+    WithJsonSchema({"type": "string", "pattern": "^p[0-9]+$", "examples": ["p95"]}),
+]
 TokensPerS = Annotated[float, Field(gt=0)]
 
 
@@ -144,7 +164,15 @@ class PercentileSla(BaseModel):
         return ", ".join(f"p{share * 100:.4g} {show_slo(m, bound)}" for m, share, bound in self.slos.items())
 
 
-Sla = JointSla | PercentileSla
+def _contract(sla: Any) -> str:
+    return str(sla.get("contract", "joint") if isinstance(sla, dict) else sla.contract)
+
+
+Sla = Annotated[
+    Annotated[JointSla, Tag("joint")] | Annotated[PercentileSla, Tag("percentile")],
+    Discriminator(_contract),
+]
+"""A named promise, in one of two contracts; a file that names none means ``joint``."""
 
 
 def show_slo(metric: Metric, bound: float) -> str:

@@ -6,9 +6,12 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, model_validator
 
 from autotune.domain.config import SEARCHABLE, EngineConfig, Value
+
+DEFAULT = "default"
+"""Value of a dimension that leaves the word unset: the engine's own default."""
 
 
 class IntRange(BaseModel):
@@ -48,7 +51,21 @@ class Choices(BaseModel):
     when: dict[str, Value] = {}
 
 
-Dimension = Annotated[tuple[Value, ...], Field(min_length=1)] | Choices | IntRange
+def _form(dimension: Any) -> str:
+    if isinstance(dimension, Choices | IntRange):
+        return "choices" if isinstance(dimension, Choices) else "range"
+    if isinstance(dimension, dict):
+        return "choices" if "choices" in dimension else "range"
+    return "values"
+
+
+Dimension = Annotated[
+    Annotated[tuple[Value, ...], Field(min_length=1), Tag("values")]
+    | Annotated[Choices, Tag("choices")]
+    | Annotated[IntRange, Tag("range")],
+    Discriminator(_form),
+]
+"""A list of values, ``{choices, when}``, or ``{low, high, step | log, when}``."""
 
 
 class SearchSpace(BaseModel):
@@ -65,7 +82,7 @@ class SearchSpace(BaseModel):
             if name not in SEARCHABLE:
                 raise ValueError(f"{name!r} is no word of the vocabulary; known: {', '.join(SEARCHABLE)}")
             for value in self.choices(name):
-                EngineConfig.model_validate({"engine": "any", name: value})
+                self.config_at(EngineConfig(engine="any"), {name: value})
             for other, value in self.condition(name).items():
                 if value not in before.get(other, ()):
                     raise ValueError(
@@ -88,13 +105,23 @@ class SearchSpace(BaseModel):
         """Whether a dimension is to be decided, given the words decided before it."""
         return all(words.get(other) == value for other, value in self.condition(name).items())
 
-    def contains(self, config: EngineConfig) -> bool:
-        """Whether every dimension that applies has one of its values in ``config``, and no other is set."""
-        words = config.words
-        return all(
-            words.get(name) in self.choices(name) if self.applies(name, words) else name not in words
-            for name in self.dimensions
-        )
+    def config_at(self, base: EngineConfig, point: Mapping[str, Value]) -> EngineConfig:
+        """Return ``base`` with a point's words in place; DEFAULT leaves ``base``'s own."""
+        return base.replaced({name: value for name, value in point.items() if value != DEFAULT})
+
+    def point_of(self, config: EngineConfig, base: EngineConfig) -> dict[str, Value]:
+        """The point that ``config`` is; a dimension that has no such value is left out."""
+        words, common = config.words, base.words
+        point: dict[str, Value] = {}
+        for name in self.dimensions:
+            if not self.applies(name, point):
+                continue
+            value = words.get(name, DEFAULT)
+            if value == common.get(name, DEFAULT) and DEFAULT in self.choices(name):
+                value = DEFAULT
+            if value in self.choices(name):
+                point[name] = value
+        return point
 
     def points(self) -> Iterator[dict[str, Value]]:
         """Every point of the space, in order; lazily, since there may be millions."""

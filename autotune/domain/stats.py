@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -46,6 +47,12 @@ def proportion_interval(good: NDArray[np.float64], offered: NDArray[np.float64])
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * float(np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2)))
     return Interval(max(0.0, centre - half), min(1.0, centre + half))
+
+
+def requests_to_show(share: float) -> int:
+    """Fewest independent requests, every one good, whose interval lies at or above ``share``."""
+    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    return math.ceil(share * z**2 / (1 - share))
 
 
 def ratio_interval(above: NDArray[np.float64], below: NDArray[np.float64], *, seed: int = 0) -> Interval:

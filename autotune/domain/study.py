@@ -10,7 +10,7 @@ from autotune.domain.config import EngineConfig
 from autotune.domain.power import PowerBasis
 from autotune.domain.quantities import DurationS
 from autotune.domain.scoring import HEADROOM
-from autotune.domain.sla import JointSla, PercentileSla
+from autotune.domain.sla import Sla
 from autotune.domain.space import SearchSpace
 from autotune.domain.workload import Workload
 
@@ -25,6 +25,9 @@ class EngineSpec(_Part):
     """An engine, and what is the same for every configuration of it, its defaults included."""
 
     name: str = Field(description="launcher id, such as vllm; `autotune engines list` shows them")
+    environment: str | None = Field(
+        None, description="the engine's virtual environment; else the installed one, else PATH"
+    )
     fixed: dict[str, bool | int | float | str] = Field({}, description="words that every configuration has")
     args: tuple[str, ...] = Field((), description="engine arguments that every configuration has")
     env: dict[str, str] = Field({}, description="environment variables of the engine")
@@ -93,7 +96,7 @@ class StudySpec(_Part):
     engines: Annotated[tuple[EngineSpec, ...], Field(min_length=1, max_length=1)]
     hardware: Literal["auto"] | HardwareSpec = "auto"
     workloads: Annotated[tuple[Workload, ...], Field(min_length=1)]
-    slas: Annotated[tuple[JointSla | PercentileSla, ...], Field(min_length=1)]
+    slas: Annotated[tuple[Sla, ...], Field(min_length=1)]
     space: SearchSpace
     try_first: tuple[dict[str, bool | int | float | str], ...] = Field(
         (), description="points of the space to launch before the search chooses"
@@ -128,9 +131,13 @@ class StudySpec(_Part):
         """Names of the workloads, in file order."""
         return tuple(w.name for w in self.workloads)
 
-    def slas_on(self, workload: str) -> tuple[JointSla | PercentileSla, ...]:
+    def workload_of(self, sla: Sla) -> str:
+        """Name of the workload an SLA is judged on."""
+        return sla.workload or self.workload_names[0]
+
+    def slas_on(self, workload: str) -> tuple[Sla, ...]:
         """SLAs judged on one workload."""
-        return tuple(s for s in self.slas if (s.workload or self.workload_names[0]) == workload)
+        return tuple(s for s in self.slas if self.workload_of(s) == workload)
 
     def default_config(self) -> EngineConfig:
         """The engine's defaults: what the study fixes and requires, and nothing else."""

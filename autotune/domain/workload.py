@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag
 
 
 class FixedLength(BaseModel):
@@ -48,7 +48,19 @@ class LogNormalLength(BaseModel):
         return np.clip(lengths, self.low, self.high).astype(np.int64)
 
 
-Length = PositiveInt | FixedLength | LogNormalLength
+def _form(length: Any) -> str:
+    if isinstance(length, LogNormalLength) or (isinstance(length, dict) and "tokens" not in length):
+        return "log-normal"
+    return "fixed" if isinstance(length, FixedLength | dict) else "number"
+
+
+Length = Annotated[
+    Annotated[PositiveInt, Tag("number")]
+    | Annotated[FixedLength, Tag("fixed")]
+    | Annotated[LogNormalLength, Tag("log-normal")],
+    Discriminator(_form),
+]
+"""A number of tokens, ``{tokens}``, or ``{median, sigma, low, high}``."""
 
 
 class Workload(BaseModel):
@@ -112,6 +124,10 @@ class LoadPlan:
     request_timeout_s: float = 60.0
     drain_timeout_s: float = 30.0
 
+    def within(self, *, request_timeout_s: float) -> LoadPlan:
+        """Return the same plan with another deadline per request, which is also the drain's."""
+        return replace(self, request_timeout_s=request_timeout_s, drain_timeout_s=request_timeout_s)
+
 
 def poisson_due_s(rate_rps: float, duration_s: float, rng: np.random.Generator) -> NDArray[np.float64]:
     """Due times of a Poisson process in ``[0, duration_s)``, ascending, seconds."""
@@ -137,10 +153,8 @@ def plan_load(workload: Workload, level: Level, *, duration_s: float, vocab_size
     outputs = _length(workload.output_tokens).draw(len(due_s), rng)
     lowest = min(1000, vocab_size // 10)
     ids = rng.integers(lowest, vocab_size, int(inputs.sum())).tolist()
-    ends = np.cumsum(inputs).tolist()
-    starts = [0, *ends[:-1]]
-    requests = tuple(
-        PlannedRequest(due, tuple(ids[start:end]), output)
-        for due, start, end, output in zip(due_s.tolist(), starts, ends, outputs.tolist(), strict=True)
-    )
+    ends = np.cumsum(inputs)
+    starts = ends - inputs
+    rows = zip(due_s.tolist(), starts.tolist(), ends.tolist(), outputs.tolist(), strict=True)
+    requests = tuple(PlannedRequest(due, tuple(ids[a:b]), output) for due, a, b, output in rows)
     return LoadPlan(requests=requests, duration_s=duration_s, concurrency=level.concurrency)

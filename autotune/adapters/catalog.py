@@ -1,0 +1,136 @@
+"""The catalog: summary tables of studies and trials, beside Optuna's in the same database."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from typing import Any
+
+import sqlalchemy as sa
+
+from autotune.domain.config import EngineConfig
+from autotune.domain.errors import InputError, InputProblem
+from autotune.domain.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
+
+SCHEMA_VERSION = 1
+_METADATA = sa.MetaData()
+
+_VERSION = sa.Table("autotune_schema", _METADATA, sa.Column("version", sa.Integer, primary_key=True))
+
+_STUDIES = sa.Table(
+    "autotune_studies",
+    _METADATA,
+    sa.Column("name", sa.String(100), primary_key=True),
+    sa.Column("spec", sa.Text, nullable=False),
+    sa.Column("status", sa.String(20), nullable=False),
+    sa.Column("owner", sa.String(200), nullable=False),
+    sa.Column("spent_s", sa.Float, nullable=False),
+    sa.Column("started_at", sa.String(40), nullable=False),
+)
+
+_TRIALS = sa.Table(
+    "autotune_trials",
+    _METADATA,
+    sa.Column("study", sa.String(100), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("purpose", sa.String(20), nullable=False),
+    sa.Column("state", sa.String(20), nullable=False, index=True),
+    sa.Column("config", sa.Text, nullable=False),
+    sa.Column("command", sa.Text, nullable=False),
+    sa.Column("final_of", sa.Integer),
+    sa.Column("failure_class", sa.String(60)),
+    sa.Column("failure_line", sa.Text),
+    sa.Column("log_path", sa.Text),
+    sa.Column("launch_s", sa.Float, nullable=False),
+    sa.Column("load_s", sa.Float, nullable=False),
+    sa.Column("total_s", sa.Float, nullable=False),
+    sa.Column("objectives", sa.Text, nullable=False),
+)
+
+
+class SqlCatalog:
+    """Rows of studies and trials in any database that SQLAlchemy speaks to."""
+
+    def __init__(self, url: str) -> None:
+        """Open the database, making the tables where they are missing; raises InputError."""
+        try:
+            self._engine = sa.create_engine(url)
+            _METADATA.create_all(self._engine)
+            self._check_version()
+        except (sa.exc.SQLAlchemyError, ModuleNotFoundError) as broken:
+            raise InputError(
+                InputProblem(
+                    f"storage {url}", str(broken).splitlines()[0], "give an SQLAlchemy URL that opens"
+                )
+            ) from broken
+
+    def close(self) -> None:
+        """Let go of the database's connections."""
+        self._engine.dispose()
+
+    def put(self, row: TrialRow) -> None:
+        """Insert a trial's row, or replace it."""
+        values = {f.name: getattr(row, f.name) for f in fields(row)}
+        values["config"] = row.config.model_dump_json(exclude_none=True)
+        values["objectives"] = json.dumps(dict(row.objectives))
+        key = (_TRIALS.c.study == row.study) & (_TRIALS.c.number == row.number)
+        self._replace(_TRIALS, key, values)
+
+    def trials(self, study: str) -> tuple[TrialRow, ...]:
+        """Rows of a study's trials, by number."""
+        query = sa.select(_TRIALS).where(_TRIALS.c.study == study).order_by(_TRIALS.c.number)
+        with self._engine.connect() as connection:
+            return tuple(_trial_row(dict(row)) for row in connection.execute(query).mappings())
+
+    def put_study(self, row: StudyRow) -> None:
+        """Insert a study's row, or replace it."""
+        values = {f.name: getattr(row, f.name) for f in fields(row)}
+        self._replace(_STUDIES, _STUDIES.c.name == row.name, values)
+
+    def studies(self) -> tuple[StudyRow, ...]:
+        """Rows of all studies, newest first."""
+        query = sa.select(_STUDIES).order_by(_STUDIES.c.started_at.desc())
+        with self._engine.connect() as connection:
+            return tuple(_study_row(dict(row)) for row in connection.execute(query).mappings())
+
+    def study(self, name: str) -> StudyRow | None:
+        """One study's row, None where there is none."""
+        query = sa.select(_STUDIES).where(_STUDIES.c.name == name)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).mappings().first()
+        return _study_row(dict(row)) if row else None
+
+    def _replace(self, table: sa.Table, key: sa.ColumnElement[bool], values: dict[str, Any]) -> None:
+        with self._engine.begin() as connection:
+            if not connection.execute(sa.update(table).where(key).values(values)).rowcount:
+                connection.execute(sa.insert(table).values(values))
+
+    def _check_version(self) -> None:
+        with self._engine.begin() as connection:
+            version = connection.scalar(sa.select(_VERSION.c.version))
+            if version is None:
+                connection.execute(sa.insert(_VERSION).values(version=SCHEMA_VERSION))
+            elif version > SCHEMA_VERSION:
+                raise InputError(
+                    InputProblem(
+                        "storage",
+                        f"its tables are of version {version}, this package reads up to {SCHEMA_VERSION}",
+                        "upgrade the package, or name another storage",
+                    )
+                )
+
+
+def _trial_row(values: dict[str, Any]) -> TrialRow:
+    return TrialRow(
+        **{
+            **values,
+            "purpose": Purpose(values["purpose"]),
+            "state": TrialState(values["state"]),
+            "config": EngineConfig.model_validate_json(values["config"]),
+            "objectives": json.loads(values["objectives"]),
+        }
+    )
+
+
+def _study_row(values: dict[str, Any]) -> StudyRow:
+    return StudyRow(**{**values, "status": StudyStatus(values["status"])})

@@ -1,0 +1,276 @@
+"""The command ``autotune``.
+
+Exit codes: 0 done; 1 done, but nothing could be recommended (or a check failed); 2 wrong input, nothing was
+started; 3 the bench broke; 130 and 143 stopped by Ctrl-C or SIGTERM, to be resumed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from autotune import __version__, wiring
+from autotune.adapters.study_file import SourceFile, read_slas
+from autotune.cli import engines, models, render
+from autotune.cli.progress import progress
+from autotune.domain.document import (
+    recommendation_document,
+    studies_document,
+    trial_document,
+    trials_document,
+)
+from autotune.domain.errors import AutotuneError, InputError, InputProblem, StudyCancelledError
+from autotune.domain.recommendation import Recommendation, recommend
+from autotune.domain.sla import Sla
+from autotune.domain.study import StudySpec
+from autotune.runs.validation import validate_space
+
+OK, NOTHING, WRONG_INPUT, BENCH_BROKE = 0, 1, 2, 3
+
+app = typer.Typer(
+    name="autotune",
+    help="Find the inference configuration with the most goodput per watt and per dollar, per SLA.",
+    epilog="Example: autotune tune search_spaces/quickstart.yaml",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.add_typer(engines.app, name="engines")
+app.add_typer(models.app, name="models")
+
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
+StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name.")]
+Storage = Annotated[
+    str | None, typer.Option(help="SQLAlchemy URL; the study file's own, or sqlite:///studies.db.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+EngineAt = Annotated[
+    str | None,
+    typer.Option("--engine", metavar="ENGINE=DIR", help="Use the engine in this virtual environment."),
+]
+Model = Annotated[str | None, typer.Option(help="Model to serve in place of the file's.")]
+Name = Annotated[str | None, typer.Option(help="Name to keep the study under, in place of the file's.")]
+
+
+@app.command(epilog="Example: autotune tune search_spaces/quickstart.yaml --engine vllm=/opt/vllm")
+def tune(
+    study_file: StudyFile,
+    engine: EngineAt = None,
+    model: Model = None,
+    name: Name = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Run a study: launch engines, drive load, measure, and recommend a configuration per SLA.
+
+    A study that was interrupted goes on where it stopped; of one that is finished the result is shown.
+    """
+    study = wiring.load_study(study_file, _overrides(study_file, engine, model, name, storage))
+    _run(study, as_json=as_json)
+
+
+@app.command(epilog="Example: autotune resume quickstart")
+def resume(study_name: StudyName, storage: Storage = None, as_json: Json = False) -> None:
+    """Go on with a study that was stopped; launches that were cut short are launched again."""
+    _, study = wiring.open_store(storage or wiring.DEFAULT_STORAGE).study(study_name)
+    _run(study.model_copy(update={"storage": storage}) if storage else study, as_json=as_json)
+
+
+@app.command("recommend", epilog="Example: autotune recommend quickstart --sla strict.yaml --json")
+def recommend_command(
+    study_name: StudyName,
+    sla: Annotated[
+        Path | None, typer.Option(help="File with other SLAs, scored from the archive with no engine.")
+    ] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Recommend a configuration per SLA from what was measured; needs no engine and no accelerator."""
+    store = wiring.open_store(storage or wiring.DEFAULT_STORAGE)
+    study, found = _recommendations(store, study_name, read_slas(sla) if sla else None)
+    _print_recommendations(study, found, as_json=as_json)
+    raise typer.Exit(OK if any(r.best for r in found) else NOTHING)
+
+
+@app.command(epilog="Examples: autotune show · autotune show quickstart · autotune show quickstart 3 --json")
+def show(
+    study_name: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study's name.")] = None,
+    trial: Annotated[int | None, typer.Argument(metavar="[TRIAL]", help="A trial's number.")] = None,
+    storage: Storage = None,
+    as_json: Json = False,
+) -> None:
+    """Show the studies, one study's trials, or one trial with its log's first telling line."""
+    store = wiring.open_store(storage or wiring.DEFAULT_STORAGE)
+    if study_name is None:
+        rows = store.catalog.studies()
+        if as_json:
+            render.print_json(studies_document(rows))
+        else:
+            Console().print(render.studies(rows))
+        return
+    row, study = store.study(study_name)
+    trials = store.catalog.trials(row.name)
+    if trial is not None:
+        trials = tuple(t for t in trials if t.number == trial)
+        if not trials:
+            what, remedy = f"has no trial {trial}", f"`autotune show {study_name}` lists them"
+            raise InputError(InputProblem(f"study {study_name!r}", what, remedy))
+    if as_json:
+        one = trial is not None
+        render.print_json(trial_document(trials[0]) if one else trials_document(row.name, trials))
+        return
+    Console().print(render.trials(trials, study.default_config(), [sla.name for sla in study.slas]))
+    if trial is not None and trials[0].command:
+        render.print_plain(f"\n{trials[0].command}")
+
+
+@app.command(epilog="Example: autotune validate search_spaces/quickstart.yaml")
+def validate(
+    study_file: StudyFile,
+    engine: EngineAt = None,
+    model: Model = None,
+    most: Annotated[int, typer.Option(help="Configurations to check at most.")] = 10_000,
+    as_json: Json = False,
+) -> None:
+    """Check a study file, and every configuration of its space on paper; starts nothing."""
+    study = wiring.load_study(study_file, _overrides(study_file, engine, model, None, None))
+    launcher = wiring.launcher_of(study.engine.name)
+    context = wiring.paper_context(study, launcher)
+    wiring.baseline_config(study, launcher)
+    verdict = validate_space(study, launcher, context, wiring.setting_for(study), most=most)
+    if as_json:
+        render.print_json(verdict.document())
+    else:
+        render.print_plain(verdict.describe(str(study_file)))
+    raise typer.Exit(OK if verdict.accepted else NOTHING)
+
+
+@app.command(epilog="Example: autotune schema > study.schema.json")
+def schema() -> None:
+    """Print the JSON Schema of study files, for editors and pipelines."""
+    document = StudySpec.model_json_schema()
+    space = document["properties"]["space"]
+    document["properties"]["space"] = {
+        "anyOf": [space, {"type": "string", "description": "name of a space, such as vllm"}]
+    }
+    render.print_json(document)
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Take the options that stand before a command."""
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command; errors end it with one clear message and the exit code of their kind."""
+    try:
+        app()
+    except InputError as wrong:
+        _complain(str(wrong))
+        sys.exit(WRONG_INPUT)
+    except AutotuneError as broken:
+        _complain(str(broken))
+        sys.exit(BENCH_BROKE)
+    except BrokenPipeError:
+        # The reader of a pipe closed it; nothing more can be said on it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@dataclass
+class StopRequest:
+    """Turns true once a signal asked to stop; remembers which, for the exit code."""
+
+    signal: int = 0
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        return bool(self.signal)
+
+
+@contextmanager
+def stop_signals(console: Console) -> Iterator[StopRequest]:
+    """Turn Ctrl-C and SIGTERM into a request to stop cleanly."""
+    request = StopRequest()
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if not request.signal:
+            console.print("stopping: the engine is being ended; `autotune resume` goes on from here")
+        request.signal = number
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _run(study: StudySpec, *, as_json: bool) -> None:
+
+    console = Console(stderr=as_json)
+    store = wiring.open_store(study.storage)
+    with stop_signals(console) as request:
+        try:
+            with progress(console, study.default_config()) as sink:
+                wiring.tune(study, store, sink, request)
+        except StudyCancelledError as stopped:
+            console.print(f"stopped; go on with: autotune resume {study.name}")
+            raise typer.Exit(128 + request.signal) from stopped
+    study, found = _recommendations(store, study.name)
+    _print_recommendations(study, found, as_json=as_json)
+    raise typer.Exit(OK if any(r.best for r in found) else NOTHING)
+
+
+def _recommendations(
+    store: wiring.Store, study_name: str, slas: tuple[Sla, ...] | None = None
+) -> tuple[StudySpec, tuple[Recommendation, ...]]:
+    study, _, candidates = wiring.results(store, study_name)
+    return study, tuple(recommend(study, sla, candidates) for sla in slas or study.slas)
+
+
+def _print_recommendations(study: StudySpec, found: tuple[Recommendation, ...], *, as_json: bool) -> None:
+    if as_json:
+        render.print_json(recommendation_document(study.name, found))
+    else:
+        Console().print(render.recommendations(found, study.default_config()))
+
+
+def _overrides(
+    study_file: Path, engine: str | None, model: str | None, name: str | None, storage: str | None
+) -> dict[str, Any]:
+    """What the command line says in place of the file."""
+    overrides: dict[str, Any] = {
+        key: value for key, value in (("model", model), ("name", name), ("storage", storage)) if value
+    }
+    if engine:
+        engine_id, _, at = engine.partition("=")
+        listed = SourceFile(study_file).data.get("engines") or []
+        if not at or engine_id not in [e.get("name") for e in listed]:
+            remedy = "write --engine vllm=/path/to/venv, for an engine that the study file lists"
+            raise InputError(InputProblem("--engine", f"{engine!r} names no engine of the study", remedy))
+        overrides["engines"] = [
+            {**e, "environment": str(Path(at).expanduser().resolve())}
+            if e.get("name") == engine_id
+            else {**e}
+            for e in listed
+        ]
+    return overrides
+
+
+def _complain(text: str) -> None:
+    Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text, style="red")

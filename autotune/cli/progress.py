@@ -1,0 +1,168 @@
+"""Live progress of a study: a panel on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.spinner import Spinner
+from rich.text import Text
+
+from autotune.domain.config import EngineConfig
+from autotune.domain.events import (
+    Event,
+    Incumbent,
+    LaunchEnded,
+    LaunchStarted,
+    LevelMeasured,
+    LevelStarted,
+    Notice,
+    PhaseChanged,
+    Rejected,
+    StudyStarted,
+)
+from autotune.domain.ports import EventSink
+from autotune.domain.quantities import show_duration
+from autotune.domain.scoring import CurveScore
+
+
+@contextmanager
+def progress(console: Console, defaults: EngineConfig, *, spent_s: float = 0.0) -> Iterator[EventSink]:
+    """Show events as they come for the length of a ``with`` block."""
+    if not console.is_terminal:
+        yield _Lines(console, defaults)
+        return
+    view = _View(started_s=time.monotonic() - spent_s)
+    lines = _Lines(console, defaults)
+    # Four frames a second: seen as live, and no burden to a client that shares the machine.
+    with Live(console=console, refresh_per_second=4, get_renderable=view.render) as live:
+
+        def sink(event: Event) -> None:
+            view.take(event)
+            if isinstance(event, PhaseChanged | LevelStarted | LevelMeasured):
+                return
+            lines(event)
+            live.refresh()
+
+        yield sink
+
+
+class _Lines:
+    """One line per event, with the time since the start."""
+
+    def __init__(self, console: Console, defaults: EngineConfig) -> None:
+        self._console, self._defaults, self._started_s = console, defaults, time.monotonic()
+
+    def __call__(self, event: Event) -> None:
+        text = self._text(event)
+        if text:
+            at = Text(f"{show_duration(time.monotonic() - self._started_s):>7}  ", style="dim")
+            self._console.print(at + Text.from_markup(text), soft_wrap=True)
+
+    def _text(self, event: Event) -> str:
+        match event:
+            case StudyStarted():
+                budget = _budget(event)
+                return (
+                    f"study [bold]{event.study}[/]: {event.engine} on {escape(event.hardware)}, "
+                    f"power {event.power}, {budget}"
+                )
+            case LaunchStarted():
+                return f"trial {event.number} ({event.purpose}): {escape(event.config.label(self._defaults))}"
+            case PhaseChanged():
+                return f"trial {event.number}: {event.phase}"
+            case LevelStarted():
+                return ""
+            case LevelMeasured():
+                ttft = show_duration(event.ttft_p99_s)
+                return (
+                    f"trial {event.number}: {event.level.label}: "
+                    f"{event.throughput_tok_per_s:.4g} tok/s, p99 TTFT {ttft}"
+                )
+            case LaunchEnded():
+                return _ended(event)
+            case Incumbent():
+                return f"trial {event.number} leads for [bold]{event.sla}[/]: {_worth(event.score)}"
+            case Rejected():
+                return f"trial {event.number} [yellow]rejected on paper[/]: {escape(event.why)}"
+            case Notice():
+                return f"[yellow]{escape(event.text)}[/]"
+
+
+@dataclass
+class _View:
+    """What the panel shows between two events."""
+
+    started_s: float
+    budget: StudyStarted | None = None
+    launches: int = 0
+    now: str = "starting"
+    now_since_s: float = field(default_factory=time.monotonic)
+    incumbents: dict[str, str] = field(default_factory=dict)
+
+    def take(self, event: Event) -> None:
+        now: str | None = None
+        match event:
+            case StudyStarted():
+                self.budget, self.launches = event, event.launches_done
+            case LaunchStarted():
+                self.launches += 1
+                now = f"trial {event.number} ({event.purpose})"
+            case PhaseChanged():
+                now = f"trial {event.number}: {event.phase}"
+            case LevelStarted():
+                now = f"trial {event.number}: {event.level.label} for {show_duration(event.duration_s)}"
+            case Incumbent():
+                self.incumbents[event.sla] = f"trial {event.number}, {_worth(event.score)}"
+            case _:
+                pass
+        if now is not None:
+            self.now, self.now_since_s = now, time.monotonic()
+
+    def render(self) -> RenderableType:
+        since = show_duration(time.monotonic() - self.now_since_s)
+        lines: list[RenderableType] = [Spinner("dots", Text(f"{self.now}  {since}"))]
+        lines += [Text(f"  {sla}: {text}") for sla, text in self.incumbents.items()]
+        lines.append(Text(f"  {self._left()}", style="dim"))
+        return Group(*lines)
+
+    def _left(self) -> str:
+        spent_s = time.monotonic() - self.started_s
+        text = f"{self.launches} launches, {show_duration(spent_s)}"
+        if self.budget and self.budget.most_launches:
+            text += f"; {max(self.budget.most_launches - self.launches, 0)} launches left"
+        if self.budget and self.budget.wall_time_s:
+            text += f"; {show_duration(max(self.budget.wall_time_s - spent_s, 0))} left"
+        return text
+
+
+def _budget(event: StudyStarted) -> str:
+    parts = []
+    if event.most_launches:
+        parts.append(f"{event.most_launches} launches")
+    if event.wall_time_s:
+        parts.append(show_duration(event.wall_time_s))
+    done = f", {event.launches_done} done" if event.launches_done else ""
+    return "budget " + (" and ".join(parts) or "accelerator-hours") + done
+
+
+def _ended(event: LaunchEnded) -> str:
+    times = f"launch {show_duration(event.launch_s)}, load {show_duration(event.load_s)}"
+    if not event.scores:
+        return f"trial {event.number} [red]{event.state}[/]: {escape(event.why)} ({times})"
+    scores = ", ".join(f"{sla} {_worth(score)}" for sla, score in event.scores.items())
+    return f"trial {event.number} [green]{event.state}[/]: {scores} ({times})"
+
+
+def _worth(score: CurveScore) -> str:
+    if score.operating is None:
+        return "met at no load"
+    figures = score.operating
+    if figures.power_basis.is_measured:
+        return f"{figures.tokens_per_joule:.4g} good tokens/J at {figures.rate_rps:.3g} req/s"
+    return f"{figures.goodput_tok_per_s:.4g} good tok/s at {figures.rate_rps:.3g} req/s"

@@ -1,0 +1,211 @@
+"""One launch: lease, start, first request, load levels; whatever happens, a record of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from autotune.domain.config import EngineConfig
+from autotune.domain.errors import BenchError
+from autotune.domain.events import PhaseChanged
+from autotune.domain.launch import (
+    EngineDiedError,
+    EngineEnvironment,
+    Failure,
+    LaunchContext,
+    Phase,
+    Reaction,
+    shell_command,
+)
+from autotune.domain.measurement import LoadCurve, Measurement
+from autotune.domain.model import ModelShape
+from autotune.domain.ports import (
+    Cancelled,
+    EngineHost,
+    EventSink,
+    Inventory,
+    Launcher,
+    LoadDriver,
+    PowerMeter,
+    RunningEngine,
+)
+from autotune.domain.records import LaunchRecord, Purpose
+from autotune.domain.study import StudySpec
+from autotune.domain.workload import Level, LoadPlan, PlannedRequest
+from autotune.runs.levels import (
+    EngineDiedUnderLoadError,
+    LoadBench,
+    fixed_levels,
+    measure_levels,
+    search_levels,
+)
+
+FALLBACK_VOCAB_SIZE = 32_000
+"""Where a model's config.json is not at hand: prompts stay within the smallest common vocabulary."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """Everything outside that a launch needs, as ports."""
+
+    launcher: Launcher
+    environment: EngineEnvironment
+    inventory: Inventory
+    host: EngineHost
+    driver: LoadDriver
+    meter: PowerMeter
+    model: ModelShape | None
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchTask:
+    """What to launch and measure: plain data.
+
+    ``levels`` is None to search for the load boundary, else the levels to measure (finals).
+    """
+
+    study: StudySpec
+    number: int
+    purpose: Purpose
+    config: EngineConfig
+    workdir: Path
+    levels: tuple[Level, ...] | None = None
+
+
+def run_launch(task: LaunchTask, bench: Bench, sink: EventSink, cancelled: Cancelled) -> LaunchRecord:
+    """Launch a configuration and measure it.
+
+    Failures of the configuration are in the record; raises BenchError when the bench broke and
+    StudyCancelledError when the user asked to stop.
+    """
+    return _Launch(task, bench, sink, cancelled).run()
+
+
+class _Launch:
+    """State of one launch while it runs: the curve so far and where the time went."""
+
+    def __init__(self, task: LaunchTask, bench: Bench, sink: EventSink, cancelled: Cancelled) -> None:
+        self._task, self._bench, self._sink, self._cancelled = task, bench, sink, cancelled
+        self._curve: LoadCurve = ()
+        self._command = ""
+        self._started_s = time.monotonic()
+        self._ready_s: float | None = None
+        self._loaded_s: float | None = None
+
+    def run(self) -> LaunchRecord:
+        failure: Failure | None = None
+        try:
+            self._serve()
+        except EngineDiedError as died:
+            failure = self._bench.launcher.classify_failure(died.evidence)
+        return self._record(failure)
+
+    def _serve(self) -> None:
+        task, bench = self._task, self._bench
+        with ExitStack() as stack:
+            owner = f"study {task.study.name}, trial {task.number}"
+            devices = stack.enter_context(bench.inventory.lease(task.config.ranks, owner))
+            spec = bench.launcher.launch_spec(
+                task.config,
+                LaunchContext(
+                    model=task.study.model,
+                    environment=bench.environment,
+                    devices=devices,
+                    args=task.study.engine.args,
+                    env=task.study.engine.env,
+                ),
+            )
+            self._command = " && ".join(shell_command(process) for process in spec.processes)
+            self._phase(Phase.STARTING)
+            engine = stack.enter_context(
+                bench.host.serving(
+                    spec,
+                    workdir=task.workdir,
+                    start_timeout_s=task.study.measurement.start_timeout,
+                    cancelled=self._cancelled,
+                )
+            )
+            self._phase(Phase.FIRST_REQUEST)
+            self._first_request(engine)
+            self._ready_s = time.monotonic()
+            self._phase(Phase.LOADING)
+            try:
+                self._load(
+                    engine,
+                    LoadBench(
+                        driver=bench.driver,
+                        meter=bench.meter,
+                        engine=engine,
+                        devices=devices,
+                        vocab_size=self._vocab_size,
+                        number=task.number,
+                        sink=self._sink,
+                        cancelled=self._cancelled,
+                    ),
+                )
+            finally:
+                self._loaded_s = time.monotonic()
+            self._phase(Phase.STOPPING)
+
+    def _first_request(self, engine: RunningEngine) -> None:
+        """Ask for one real answer: engines have been seen healthy that die of their first request."""
+        request = PlannedRequest(0.0, tuple(range(10, 26)), 4)
+        plan = LoadPlan(
+            requests=(request,),
+            duration_s=0.001,
+            request_timeout_s=self._task.study.measurement.request_timeout,
+        )
+        result = self._bench.driver.drive(
+            engine.endpoint, plan, alive=engine.alive, cancelled=self._cancelled
+        )
+        record = result.records[0]
+        if record.error or not record.chunk_s:
+            raise EngineDiedError(
+                engine.evidence(record.error or "no token came", loading=False), self._task.workdir
+            )
+
+    def _load(self, engine: RunningEngine, bench: LoadBench) -> None:
+        study, chosen = self._task.study, self._task.levels
+        for workload in study.workload_names:
+            if chosen is None:
+                levels = search_levels(study, workload)
+            else:
+                levels = fixed_levels(tuple(level for level in chosen if level.workload == workload))
+            try:
+                for measurement in measure_levels(bench, study, levels, final=chosen is not None):
+                    self._keep(measurement)
+            except EngineDiedUnderLoadError as died:
+                raise EngineDiedError(engine.evidence(str(died), loading=True), self._task.workdir) from died
+
+    def _keep(self, measurement: Measurement) -> None:
+        self._curve = (*self._curve, measurement)
+
+    @property
+    def _vocab_size(self) -> int:
+        return (self._bench.model.vocab_size if self._bench.model else 0) or FALLBACK_VOCAB_SIZE
+
+    def _phase(self, phase: Phase) -> None:
+        self._sink(PhaseChanged(self._task.number, phase))
+
+    def _record(self, failure: Failure | None) -> LaunchRecord:
+        now_s = time.monotonic()
+        ready_s = self._ready_s or now_s
+        if failure and failure.reaction is Reaction.BENCH:
+            raise BenchError(f"{failure.failure_class} while {failure.phase}: {failure.line}")
+        return LaunchRecord(
+            study=self._task.study.name,
+            number=self._task.number,
+            purpose=self._task.purpose,
+            config=self._task.config,
+            model=self._task.study.model,
+            command=self._command,
+            curve=self._curve,
+            versions=self._bench.versions,
+            launch_s=ready_s - self._started_s,
+            load_s=(self._loaded_s or ready_s) - ready_s,
+            failure=failure,
+        )

@@ -1,0 +1,308 @@
+"""The study: what to launch next, within the budget, until the finals are run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from autotune.domain.config import EngineConfig
+from autotune.domain.errors import BenchError, DevicesBusyError, InfeasibleConfigError, StudyCancelledError
+from autotune.domain.events import Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
+from autotune.domain.feasibility import Setting, why_infeasible
+from autotune.domain.launch import FailureClass, Reaction
+from autotune.domain.ports import Archive, Cancelled, Catalog, EventSink, Outcome, Search, Suggestion
+from autotune.domain.recommendation import Candidate, candidates_of, finalists
+from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
+from autotune.domain.scoring import CurveScore, open_levels, score_curve
+from autotune.domain.study import StudySpec
+from autotune.domain.workload import Level
+
+ATTEMPTS_PER_TRIAL = 2
+"""A launch that the bench broke is tried once more; then its trial is a bench error."""
+
+BROKEN_IN_A_ROW = 3
+"""After so many broken trials in a row the bench itself is at fault: the study stops."""
+
+STATES: Mapping[Reaction, TrialState] = {
+    Reaction.INFEASIBLE: TrialState.INFEASIBLE,
+    Reaction.CENSORED: TrialState.CENSORED,
+    Reaction.BENCH: TrialState.BENCH_ERROR,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyParts:
+    """What a study run needs beside its file."""
+
+    study: StudySpec
+    setting: Setting
+    baseline: EngineConfig | None
+    search: Search
+    archive: Archive
+    catalog: Catalog
+    launch: Callable[[LaunchOrder], LaunchRecord]
+    workdir: Callable[[int], Path]
+    sink: EventSink
+    cancelled: Cancelled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchOrder:
+    """One launch to carry out; ``levels`` as in LaunchTask."""
+
+    suggestion: Suggestion
+    purpose: Purpose
+    levels: tuple[Level, ...] | None = None
+    final_of: int | None = None
+
+
+class StudyRun:
+    """Carries a study out; everything it must know after an interruption is in catalog and archive."""
+
+    def __init__(self, parts: StudyParts, *, spent_s: float = 0.0) -> None:
+        self._parts = parts
+        self._study = parts.study
+        self._started_s = time.monotonic() - spent_s
+        self._rows: dict[int, TrialRow] = {r.number: r for r in parts.catalog.trials(parts.study.name)}
+        self._records: dict[int, LaunchRecord] = {
+            row.number: parts.archive.load(row.study, row.number)
+            for row in self._rows.values()
+            if row.state is TrialState.MEASURED
+        }
+        self._lead: dict[str, float] = {}
+        self._broken_in_a_row = 0
+
+    @property
+    def spent_s(self) -> float:
+        """Wall time of this run and of those before it, seconds."""
+        return time.monotonic() - self._started_s
+
+    def run(self) -> None:
+        """Search, then run the finals; raises StudyCancelledError, BenchError."""
+        for purpose, config in self._first():
+            if self._may_launch():
+                self._try(self._parts.search.begin(config), purpose)
+        while self._may_launch() and (suggestion := self._parts.search.ask()) is not None:
+            self._try(suggestion, Purpose.SEARCH)
+        self._finals()
+
+    def _first(self) -> list[tuple[Purpose, EngineConfig]]:
+        """Production's configuration, the defaults, the recipes; those without a verdict yet."""
+        study = self._study
+        defaults = study.default_config()
+        first = [(Purpose.BASELINE, self._parts.baseline)] if self._parts.baseline else []
+        first.append((Purpose.DEFAULTS, defaults))
+        first += [(Purpose.SEARCH, defaults.replaced(words)) for words in study.try_first]
+        first += [(Purpose.SEARCH, row.config) for row in self._rows.values() if _is_interrupted(row)]
+        seen = {row.config.key for row in self._rows.values() if not _is_interrupted(row)}
+        fresh = []
+        for purpose, config in first:
+            if config.key not in seen:
+                seen.add(config.key)
+                fresh.append((purpose, config))
+        return fresh
+
+    def _try(self, suggestion: Suggestion, purpose: Purpose) -> None:
+        why = why_infeasible(suggestion.config, self._parts.setting)
+        if why is not None:
+            self._reject(suggestion, purpose, why)
+            return
+        self._launch(LaunchOrder(suggestion=suggestion, purpose=purpose))
+
+    def _reject(self, suggestion: Suggestion, purpose: Purpose, why: str) -> None:
+        self._parts.sink(Rejected(suggestion.number, suggestion.config, why))
+        self._close(
+            TrialRow(
+                study=self._study.name,
+                number=suggestion.number,
+                purpose=purpose,
+                state=TrialState.REJECTED,
+                config=suggestion.config,
+                failure_class="rejected on paper",
+                failure_line=why,
+            )
+        )
+
+    def _launch(self, order: LaunchOrder) -> None:
+        started_s = time.monotonic()
+        number, config = order.suggestion.number, order.suggestion.config
+        row = TrialRow(
+            study=self._study.name,
+            number=number,
+            purpose=order.purpose,
+            state=TrialState.RUNNING,
+            config=config,
+            final_of=order.final_of,
+        )
+        self._keep(row)
+        self._parts.sink(LaunchStarted(number, config, order.purpose))
+        try:
+            record = self._attempt(order)
+        except InfeasibleConfigError as refused:
+            self._reject(order.suggestion, order.purpose, str(refused))
+            return
+        except (StudyCancelledError, DevicesBusyError):
+            self._close(interrupted(row))
+            raise
+        except BenchError as broken:
+            self._set_aside(row, broken)
+            return
+        self._broken_in_a_row = 0
+        self._learn(row, record, started_s)
+
+    def _set_aside(self, row: TrialRow, broken: BenchError) -> None:
+        """Record a launch that the bench broke; raises BenchError when it keeps breaking."""
+        state = TrialState.BENCH_ERROR
+        self._close(replace(row, state=state, failure_class="bench", failure_line=str(broken)))
+        self._parts.sink(LaunchEnded(row.number, state, {}, str(broken), 0.0, 0.0))
+        self._broken_in_a_row += 1
+        if self._broken_in_a_row >= BROKEN_IN_A_ROW:
+            raise BenchError(
+                f"{self._broken_in_a_row} launches in a row broke; the last: {broken}"
+            ) from broken
+
+    def _attempt(self, order: LaunchOrder) -> LaunchRecord:
+        for attempt in range(1, ATTEMPTS_PER_TRIAL + 1):
+            try:
+                return self._parts.launch(order)
+            except DevicesBusyError:
+                raise
+            except BenchError as broken:
+                if attempt == ATTEMPTS_PER_TRIAL:
+                    raise
+                self._parts.sink(Notice(f"trial {order.suggestion.number} is tried again: {broken}"))
+        raise AssertionError("unreachable")
+
+    def _learn(self, row: TrialRow, record: LaunchRecord, started_s: float) -> None:
+        """Archive first, then score, then tell: a crash in between loses no measurement."""
+        logs = sorted(self._parts.workdir(record.number).glob("*.log"))
+        self._parts.archive.save(record, logs)
+        measured = any(open_levels(record.curve, name) for name in self._study.workload_names)
+        failure = record.failure
+        state = TrialState.MEASURED if measured or not failure else STATES[failure.reaction]
+        scores = self._scores(record) if state is TrialState.MEASURED else {}
+        closed = replace(
+            row,
+            state=state,
+            command=record.command,
+            failure_class=failure.failure_class if failure else None,
+            failure_line=failure.line if failure else None,
+            log_path=str(logs[0]) if logs else None,
+            launch_s=record.launch_s,
+            load_s=record.load_s,
+            objectives={name: score.objective for name, score in scores.items()},
+        )
+        if state is TrialState.MEASURED:
+            self._records[row.number] = record
+        self._close(replace(closed, total_s=time.monotonic() - started_s))
+        why = f"{failure.failure_class}: {failure.line}" if failure else ""
+        self._parts.sink(LaunchEnded(row.number, state, scores, why, record.launch_s, record.load_s))
+        if row.final_of is None:
+            self._announce(row, scores)
+
+    def _scores(self, record: LaunchRecord) -> dict[str, CurveScore]:
+        """A launch's worth to every SLA; what finals measure is an operating point already."""
+        study = self._study
+        headroom = 1.0 if record.purpose is Purpose.FINAL else study.measurement.headroom
+        return {
+            sla.name: score_curve(record.curve, sla, study.workload_of(sla), headroom=headroom)
+            for sla in study.slas
+        }
+
+    def _announce(self, row: TrialRow, scores: Mapping[str, CurveScore]) -> None:
+        for sla, score in scores.items():
+            if score.objective > self._lead.get(sla, 0.0):
+                self._lead[sla] = score.objective
+                self._parts.sink(Incumbent(sla, row.number, row.config, score))
+
+    def _finals(self) -> None:
+        done = {row.final_of for row in self._rows.values() if _was_launched(row)}
+        for candidate in finalists(self._study, self._candidates()):
+            if candidate.row.number in done or not self._may_launch(finals_ahead=0):
+                continue
+            levels = self._final_levels(candidate)
+            self._launch(
+                LaunchOrder(
+                    suggestion=self._parts.search.begin(candidate.row.config),
+                    purpose=Purpose.FINAL,
+                    levels=levels,
+                    final_of=candidate.row.number,
+                )
+            )
+
+    def _final_levels(self, candidate: Candidate) -> tuple[Level, ...]:
+        """The candidate's own operating point for every SLA, each rate once."""
+        levels: dict[Level, None] = {}
+        for sla in self._study.slas:
+            operating = candidate.score(sla, self._study).operating
+            if operating is not None:
+                levels[Level(self._study.workload_of(sla), rate_rps=operating.rate_rps)] = None
+        return tuple(levels)
+
+    def _may_launch(self, finals_ahead: int | None = None) -> bool:
+        """Whether the budget covers one more launch and the finals to come after it."""
+        if finals_ahead is None:
+            finals_ahead = len(self._study.slas) + 1 + (self._parts.baseline is not None)
+        wanted = 1 + finals_ahead
+        budget = self._study.budget
+        launched = [row for row in self._rows.values() if _was_launched(row)]
+        if budget.launches is not None and len(launched) + wanted > budget.launches:
+            return False
+        typical_s = median([row.total_s for row in launched] or [0.0])
+        if budget.wall_time is not None and self.spent_s + wanted * typical_s > budget.wall_time:
+            return False
+        if budget.accelerator_hours is not None:
+            spent_h = sum(row.total_s * row.config.ranks for row in launched) / 3600
+            ahead_h = wanted * typical_s / 3600
+            return spent_h + ahead_h <= budget.accelerator_hours
+        return True
+
+    def _candidates(self) -> Sequence[Candidate]:
+        return candidates_of(tuple(self._rows.values()), tuple(self._records.values()))
+
+    def _keep(self, row: TrialRow) -> None:
+        self._rows[row.number] = row
+        self._parts.catalog.put(row)
+
+    def _close(self, row: TrialRow) -> None:
+        self._keep(row)
+        self._parts.search.tell(row.number, outcome_of(row, [sla.name for sla in self._study.slas]))
+
+
+def outcome_of(row: TrialRow, slas: Sequence[str]) -> Outcome:
+    """What the search is to learn from a trial that is over."""
+    return Outcome(
+        objectives=tuple(row.objectives.get(sla, 0.0) for sla in slas),
+        feasible=row.state not in {TrialState.INFEASIBLE, TrialState.REJECTED},
+        scored=row.state in {TrialState.MEASURED, TrialState.INFEASIBLE, TrialState.REJECTED},
+    )
+
+
+def settle_interrupted(catalog: Catalog, study: str) -> tuple[TrialRow, ...]:
+    """Mark trials that a process left running when it was killed; returns every row of the study."""
+    for row in catalog.trials(study):
+        if row.state is TrialState.RUNNING:
+            catalog.put(interrupted(row))
+    return catalog.trials(study)
+
+
+def interrupted(row: TrialRow) -> TrialRow:
+    """The row of a launch that the study's end cut short."""
+    return replace(
+        row,
+        state=TrialState.BENCH_ERROR,
+        failure_class=FailureClass.INTERRUPTED,
+        failure_line="the study was stopped while this launch ran; `autotune resume` launches it again",
+    )
+
+
+def _is_interrupted(row: TrialRow) -> bool:
+    return row.failure_class == FailureClass.INTERRUPTED
+
+
+def _was_launched(row: TrialRow) -> bool:
+    """Whether a row counts against the budget: engines that were started and judged."""
+    return row.state in {TrialState.MEASURED, TrialState.INFEASIBLE, TrialState.CENSORED}

@@ -1,0 +1,1 @@
+"""Search spaces and example studies, as data."""

@@ -1,0 +1,1 @@
+"""Puts this directory on the path of imports, for the stand-ins that tests share."""
