@@ -72,20 +72,25 @@ def launcher_of(engine: str) -> Launcher:
 def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> StudySpec:
     """Read a study file and check it against this machine; raises InputError."""
     study = read_study(path, SPACES, overrides)
-    launcher_of(study.engine.name)
-    check_against_hardware(path, study, hardware_for(study))
-    return study.model_copy(update={"model": _resolved_model(study.model, path)})
+    study = study.model_copy(update={"model": _resolved_model(study.model, path)})
+    environment = environment_for(study, launcher_of(study.engine.name))
+    check_against_hardware(path, study, hardware_for(study, environment.kind))
+    return study
 
 
-def hardware_for(study: StudySpec) -> Hardware:
+def hardware_for(study: StudySpec, kind: DeviceKind) -> Hardware:
     """The devices that the study may use of those here; raises InputError for more than there are."""
-    found = LocalInventory().devices()
-    if study.hardware == "auto":
+    found = LocalInventory(kind=kind).devices()
+    if study.hardware == "auto" and found.count:
         return found
-    wanted = study.hardware.cpus if found.kind is DeviceKind.CPU else study.hardware.gpus
+    wanted = None
+    if study.hardware != "auto":
+        wanted = study.hardware.cpus if kind is DeviceKind.CPU else study.hardware.gpus
     if wanted is None or wanted > found.count:
-        what = f"asks for {study.hardware.model_dump(exclude_none=True)}, this machine has {found.describe()}"
-        raise InputError(InputProblem("hardware", what, "write `hardware: auto`, or what there is"))
+        asked = "auto" if study.hardware == "auto" else study.hardware.model_dump(exclude_none=True)
+        what = f"asks for {asked}, and of the {kind} devices the engine runs on there are {found.describe()}"
+        remedy = "write `hardware: auto` or what there is, or name an engine built for it with --engine"
+        raise InputError(InputProblem("hardware", what, remedy))
     return Hardware(found.kind, found.devices[:wanted])
 
 
@@ -185,7 +190,7 @@ def _study_run(
 ) -> StudyRun:
     launcher = launcher_of(study.engine.name)
     bench = _bench(study, launcher)
-    hardware = hardware_for(study)
+    hardware = hardware_for(study, bench.environment.kind)
     rows = settle_interrupted(store.catalog, study.name)
     slas = [sla.name for sla in study.slas]
     storage = optuna.storages.get_storage(store.url)
@@ -222,7 +227,7 @@ def _study_run(
     return StudyRun(
         StudyParts(
             study=study,
-            setting=setting_for(study),
+            setting=setting_for(study, hardware),
             baseline=baseline_config(study, launcher),
             search=search,
             archive=ArtifactArchive(optuna_study, store.artifacts, storage),
@@ -236,10 +241,10 @@ def _study_run(
     )
 
 
-def setting_for(study: StudySpec) -> Setting:
+def setting_for(study: StudySpec, hardware: Hardware) -> Setting:
     """What configurations of a study must fit into."""
     return Setting(
-        hardware=hardware_for(study),
+        hardware=hardware,
         model=ModelFiles().shape(study.model),
         requirements=study.requirements,
         longest_request_tokens=max(w.longest_tokens for w in study.workloads),
@@ -266,10 +271,11 @@ def environment_for(study: StudySpec, launcher: Launcher) -> EngineEnvironment:
 
 def paper_context(study: StudySpec, launcher: Launcher) -> LaunchContext:
     """What a launcher needs to write a launch, with devices by count alone: nothing is leased."""
+    environment = environment_for(study, launcher)
     return LaunchContext(
         model=study.model,
-        environment=environment_for(study, launcher),
-        devices=hardware_for(study).devices,
+        environment=environment,
+        devices=hardware_for(study, environment.kind).devices,
         args=study.engine.args,
         env=study.engine.env,
     )
@@ -308,13 +314,14 @@ def versions_of(study: StudySpec, environment: EngineEnvironment, hardware: Hard
 
 
 def _bench(study: StudySpec, launcher: Launcher) -> Bench:
-    hardware = hardware_for(study)
     environment = environment_for(study, launcher)
+    hardware = hardware_for(study, environment.kind)
     return Bench(
         launcher=launcher,
         environment=environment,
-        inventory=LocalInventory(),
+        # Made before the first lease: it ends what a killed tuner left on the devices.
         host=LocalEngineHost(counters=launcher.traits.counters),
+        inventory=LocalInventory(kind=environment.kind),
         driver=HttpLoadDriver(),
         meter=meter_for(study, environment.kind),
         model=ModelFiles().shape(study.model),

@@ -101,7 +101,7 @@ class _Drive:
         self._next = 0
         self._started_s = 0.0
         self._in_flight: set[Exchange] = set()
-        # Last used at the right, never used at the left; taken from the right, since servers close what idles.
+        # Last used at the right, never used at the left; taken from the right: servers close what idles.
         self._idle: deque[Connection] = deque()
         self._connections: set[Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()

@@ -72,7 +72,7 @@ def read_study(path: Path, spaces: Path, overrides: Mapping[str, Any] | None = N
     try:
         return StudySpec.model_validate(data)
     except ValidationError as invalid:
-        raise InputError([_problem(source, error) for error in invalid.errors()]) from invalid
+        raise InputError(_problems(source, invalid)) from invalid
 
 
 def read_slas(path: Path) -> tuple[Sla, ...]:
@@ -86,7 +86,7 @@ def read_slas(path: Path) -> tuple[Sla, ...]:
     try:
         return SlaFile.model_validate(data).slas
     except ValidationError as invalid:
-        raise InputError([_problem(source, error) for error in invalid.errors()]) from invalid
+        raise InputError(_problems(source, invalid)) from invalid
 
 
 def check_against_hardware(path: Path, study: StudySpec, hardware: Hardware) -> None:
@@ -127,25 +127,38 @@ def _named_space(source: SourceFile, name: str, spaces: Path) -> Any:
     return _plain(SourceFile(at).data)
 
 
+def _problems(source: SourceFile, invalid: ValidationError) -> list[InputProblem]:
+    """One problem per mistake: a misspelt key is not told a second time as the one that is missing."""
+    errors = invalid.errors()
+    meant = {_meant(source, e["loc"]) for e in errors if e["type"] == "extra_forbidden"}
+    told = [e for e in errors if e["type"] != "missing" or e["loc"][-1] not in meant]
+    return [_problem(source, error) for error in told]
+
+
 def _problem(source: SourceFile, error: Mapping[str, Any]) -> InputProblem:
     where = _existing(source, error["loc"])
     what = str(error["msg"]).removeprefix("Value error, ")
-    remedy = ""
     match error["type"]:
         case "extra_forbidden":
-            key = str(where[-1]) if where else ""
-            what = "unknown key"
-            known = _known_keys(source, where)
-            close = difflib.get_close_matches(key, known, 1)
-            remedy = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
+            meant = _meant(source, error["loc"])
+            known = ", ".join(sorted(_known_keys(source, where)))
+            remedy = f"did you mean {meant!r}?" if meant else f"known here: {known}"
+            return source.problem(where, "unknown key", remedy)
         case "missing":
-            what = f"{error['loc'][-1]!r} is missing"
-            remedy = f"add `{error['loc'][-1]}:`"
+            key = error["loc"][-1]
+            return source.problem(where, f"{key!r} is missing", f"add `{key}:`")
         case _ if "duration" in what:
             what, _, remedy = what.partition("; ")
+            return source.problem(where, what, remedy)
         case _:
-            remedy = "`autotune schema` shows what may stand here"
-    return source.problem(where, what, remedy)
+            return source.problem(where, what, "`autotune schema` shows what may stand here")
+
+
+def _meant(source: SourceFile, loc: Sequence[str | int]) -> str:
+    """The known key that an unknown one most resembles, '' for none."""
+    where = _existing(source, loc)
+    close = difflib.get_close_matches(str(where[-1]), _known_keys(source, where), 1) if where else []
+    return close[0] if close else ""
 
 
 def _existing(source: SourceFile, loc: Iterable[str | int]) -> Path_:

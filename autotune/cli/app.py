@@ -147,7 +147,8 @@ def validate(
     launcher = wiring.launcher_of(study.engine.name)
     context = wiring.paper_context(study, launcher)
     wiring.baseline_config(study, launcher)
-    verdict = validate_space(study, launcher, context, wiring.setting_for(study), most=most)
+    setting = wiring.setting_for(study, wiring.hardware_for(study, context.environment.kind))
+    verdict = validate_space(study, launcher, context, setting, most=most)
     if as_json:
         render.print_json(verdict.document())
     else:

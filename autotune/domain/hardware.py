@@ -38,7 +38,6 @@ class Hardware:
         return len(self.devices)
 
     def describe(self) -> str:
-        """One line for people: ``8 x NVIDIA H200``."""
+        """One line for people: ``8 x NVIDIA H200``, ``2 cores of Intel Xeon``."""
         name = self.devices[0].name if self.devices else "none"
-        unit = " cores" if self.kind is DeviceKind.CPU else ""
-        return f"{self.count}{unit} x {name}"
+        return f"{self.count} {'cores of' if self.kind is DeviceKind.CPU else 'x'} {name}"

@@ -180,7 +180,7 @@ class Measurement:
 
     @property
     def sustained_rps(self) -> float:
-        """Requests per second that the window's throughput would carry, at the mean length of those that ended.
+        """Requests per second that the window's throughput carries, at the mean length of those that ended.
 
         Tokens rather than completions: in closed loop many end together, and a short window may see none.
         """

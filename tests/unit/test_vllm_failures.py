@@ -146,9 +146,11 @@ def test_a_request_that_a_living_engine_refused_is_no_death() -> None:
     assert (failure.failure_class, failure.line) == (FailureClass.UNRECOGNISED, error)
 
 
-@pytest.mark.parametrize("exit_code", [137, -9])
-def test_a_kill_is_not_taken_for_want_of_memory(exit_code: int) -> None:
-    assert classify(log("healthy"), exit_code=exit_code).failure_class is FailureClass.UNRECOGNISED
+@pytest.mark.parametrize(
+    ("exit_code", "expected"), [(137, FailureClass.UNRECOGNISED), (-9, FailureClass.KILLED)]
+)
+def test_a_kill_is_not_taken_for_want_of_memory(exit_code: int, expected: FailureClass) -> None:
+    assert classify(log("healthy"), exit_code=exit_code).failure_class is expected
 
 
 def test_a_start_that_took_too_long_is_censored_and_still_tells_its_line() -> None:

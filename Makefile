@@ -1,0 +1,67 @@
+# Everything a newcomer or a build machine needs; `make help` lists it. Every step is skipped when it is done.
+
+PYTHON ?= python3
+VENV ?= .venv
+# dense or moe: which tiny model `make tune` serves
+MODEL ?= dense
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+MODELS := .models/tiny-dense/config.json .models/tiny-moe/config.json
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+
+MAKEFLAGS += --no-print-directory
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help tune test test-unit test-e2e lint bench-overhead clean prerequisites engine
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+tune: engine .models/tiny-$(MODEL)/config.json ## install all that is needed and tune a tiny model (MODEL=moe for experts)
+	@$(BIN)/autotune tune search_spaces/quickstart.yaml $(if $(filter-out dense,$(MODEL)),--model .models/tiny-$(MODEL))
+
+test: lint engine $(MODELS) ## linters, types, layers and every test but the end-to-end ones
+	@$(BIN)/pytest -m "not e2e"
+
+test-unit: $(INSTALLED_DEV) ## the tests that need no engine
+	@$(BIN)/pytest -m "not engine and not e2e"
+
+test-e2e: $(INSTALLED_DEV) engine $(MODELS) ## whole studies on a real engine, minutes
+	@$(BIN)/pytest -m e2e
+
+lint: $(INSTALLED_DEV) ## style, formatting, types and layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench-overhead: engine .models/tiny-dense/config.json ## what the bench itself costs
+	@$(BIN)/python bench/overhead.py
+
+clean: ## remove what was made here; studies and installed engines stay
+	rm -rf $(VENV) .models build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find autotune launchers tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+prerequisites:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is missing; run:" \
+		"sudo apt-get install -y python3 python3-venv python3-dev libnuma1 g++" >&2; exit 1; }
+	@$(PYTHON) autotune/adapters/debian_packages.py
+
+engine: $(INSTALLED)
+	@$(BIN)/autotune engines install vllm
+
+.models/tiny-%/config.json: | $(INSTALLED)
+	@$(BIN)/autotune models make tiny-$* .models/tiny-$*
+
+$(BIN)/python: | prerequisites
+	@$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml | $(BIN)/python
+	@$(PIP_INSTALL) .
+	@touch $@
+
+$(INSTALLED_DEV): $(INSTALLED)
+	@$(PIP_INSTALL) '.[dev]'
+	@touch $@

@@ -1,0 +1,293 @@
+"""The whole command on a fake engine: real processes, real HTTP, a real database."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from fake_environment import MOCK_ENGINE, make_fake_environment
+
+from autotune.adapters.synthetic_model import make_tiny_model
+
+STUDY = """
+name: small
+model: {model}
+engines:
+  - name: vllm
+    fixed: {{ context_length: 2048 }}
+    env: {{ MOCK_TTFT_MS: "5", MOCK_TPOT_MS: "2", MOCK_TPOT_PER_SEQ_MS: "0.5" }}
+hardware: {{ cpus: 2 }}
+workloads:
+  - {{ name: chat, input_tokens: 16, output_tokens: 8 }}
+slas:
+  - {{ name: interactive, attainment: 0.8, slos: {{ ttft: 60ms, tpot: 12ms }} }}
+  - {{ name: bulk, contract: percentile, slos: {{ e2e: {{ p80: 500ms }} }} }}
+space:
+  dimensions:
+    max_num_seqs: [default, 2, 4]
+    block_size: [default, 16]
+    pipeline_parallel: [default, 2]
+try_first:
+  - {{ block_size: 16 }}
+  - {{ max_num_seqs: 2 }}
+budget: {{ launches: 6, wall_time: 5m }}
+measurement:
+  warmup: 100ms
+  window: 600ms
+  longest_window: 1s
+  final_window: 1s
+  requests: 60
+  most_levels: 3
+  saturating_concurrency: 8
+  start_timeout: 20s
+"""
+
+Autotune = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_fake_environment(tmp_path_factory.mktemp("engine"))
+
+
+def make_folder(path: Path) -> Path:
+    make_tiny_model(path / "model")
+    (path / "small.yaml").write_text(STUDY.format(model=path / "model"))
+    return path
+
+
+def runner(folder: Path) -> Autotune:
+    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "autotune", *arguments],
+            cwd=folder,
+            env=own_env(folder),
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+def own_env(folder: Path) -> dict[str, str]:
+    """Nothing of this user's: leases, engines and caches of the tests are their own."""
+    homes = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "state")}
+    own = {"AUTOTUNE_HOME": str(folder / "home"), "COLUMNS": "200", "PATH": "/usr/bin:/bin"}
+    return {**os.environ, **homes, **own}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_folder(tmp_path)
+
+
+@pytest.fixture
+def autotune(folder: Path) -> Autotune:
+    return runner(folder)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, engine: Path) -> Path:
+    """A folder in which a whole study was run; tests only read it."""
+    folder = make_folder(tmp_path_factory.mktemp("finished"))
+    done = runner(folder)("tune", "small.yaml", "--engine", f"vllm={engine}")
+    (folder / "printed.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture
+def no_engine_left() -> Iterator[None]:
+    yield
+    assert not mock_engines()
+
+
+def mock_engines() -> list[psutil.Process]:
+    running = psutil.process_iter(["cmdline"])
+    return [p for p in running if str(MOCK_ENGINE) in (p.info["cmdline"] or [])]
+
+
+def trials(autotune: Autotune) -> list[dict[str, Any]]:
+    shown: list[dict[str, Any]] = json.loads(autotune("show", "small", "--json").stdout)["trials"]
+    return shown
+
+
+@pytest.mark.usefixtures("no_engine_left")
+def test_a_study_recommends_a_configuration_per_sla(finished: Path, engine: Path) -> None:
+    autotune, printed = runner(finished), (finished / "printed.txt").read_text()
+    assert "vllm serve" in printed
+    assert "estimated" in printed
+
+    shown = trials(autotune)
+    launched = [t for t in shown if t["state"] in {"measured", "infeasible"}]
+    assert len(launched) <= 6
+    assert shown[0]["purpose"] == "defaults"
+    refused = next(t for t in shown if t["configuration"].get("block_size") == 16)
+    assert refused["state"] == "infeasible"
+    assert refused["failure_class"] == "unsupported combination"
+    assert "No common block size for 16" in refused["failure_line"]
+    assert "No common block size" in Path(refused["log"]).read_text()
+    searched = [json.dumps(t["configuration"]) for t in shown if t["final_of"] is None]
+    assert len(set(searched)) == len(searched)
+
+    document = json.loads(autotune("recommend", "small", "--json").stdout)
+    assert document["study"] == "small"
+    assert [sla["name"] for sla in document["slas"]] == ["interactive", "bulk"]
+    for sla in document["slas"]:
+        assert sla["goodput_tok_per_s"] > 0
+        low, high = sla["tokens_per_joule_interval"]
+        assert low <= sla["tokens_per_joule"] <= high
+        assert sla["power_basis"] == "estimated"
+        assert sla["baseline"]["goodput_tok_per_s"] > 0
+        assert sla["launches"] == 2
+
+    again = autotune("tune", "small.yaml", "--engine", f"vllm={engine}").stdout
+    assert "trial 0 (defaults)" not in again
+    assert trials(autotune) == shown
+
+
+def test_new_slas_are_scored_from_the_archive(finished: Path) -> None:
+    autotune = runner(finished)
+    (finished / "loose.yaml").write_text("slas: [{name: loose, attainment: 0.5, slos: {e2e: 10s}}]")
+    document = json.loads(autotune("recommend", "small", "--sla", "loose.yaml", "--json").stdout)
+    assert [sla["name"] for sla in document["slas"]] == ["loose"]
+    assert document["slas"][0]["goodput_tok_per_s"] > 0
+
+    (finished / "strict.yaml").write_text("slas: [{name: strict, attainment: 0.99, slos: {ttft: 1us}}]")
+    strict = json.loads(autotune("recommend", "small", "--sla", "strict.yaml", "--json", code=1).stdout)
+    assert strict["slas"][0]["configuration"] is None
+    assert strict["slas"][0]["reason"] == "no configuration met strict at any measured load"
+
+
+def started(folder: Path, engine: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "autotune", "tune", "small.yaml", "--engine", f"vllm={engine}"],
+        cwd=folder,
+        env=own_env(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(line: str, process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None
+    seen = []
+    for text in process.stdout:
+        seen.append(text)
+        if line in text:
+            return
+    raise AssertionError("".join(seen))
+
+
+def gone(deadline_s: float = 15.0) -> bool:
+    until = time.monotonic() + deadline_s
+    while mock_engines() and time.monotonic() < until:
+        time.sleep(0.05)
+    return not mock_engines()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_cleanly_and_resume_goes_on(
+    autotune: Autotune, engine: Path, folder: Path, number: int, code: int
+) -> None:
+    with started(folder, engine) as process:
+        wait_for("loading", process)
+        process.send_signal(number)
+        rest, _ = process.communicate(timeout=30)
+    assert process.returncode == code, rest
+    assert "autotune resume small" in rest
+    assert gone(0.0)
+    assert [t["state"] for t in trials(autotune)] == ["bench_error"]
+
+    autotune("resume", "small")
+    shown = trials(autotune)
+    assert [t["failure_class"] for t in shown].count("interrupted") == 1
+    assert sum(t["purpose"] == "defaults" and t["state"] == "measured" for t in shown) == 1
+
+
+def test_kill_9_leaves_no_engine_and_no_trial_running(autotune: Autotune, engine: Path, folder: Path) -> None:
+    with started(folder, engine) as process:
+        wait_for("trial 2", process)
+        wait_for("loading", process)
+        assert mock_engines()
+        process.kill()
+    assert gone()
+    before = trials(autotune)
+    assert before[-1]["state"] == "running"
+
+    autotune("resume", "small")
+    shown = trials(autotune)
+    assert not [t for t in shown if t["state"] == "running"]
+    assert [t for t in shown if t["state"] == "measured"][:1] == before[:1]
+    assert any(t["purpose"] == "final" for t in shown)
+
+
+def test_one_study_is_not_run_twice_at_once(autotune: Autotune, engine: Path, folder: Path) -> None:
+    with started(folder, engine) as process:
+        wait_for("loading", process)
+        refused = autotune("tune", "small.yaml", "--engine", f"vllm={engine}", code=2)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert "is being run by process" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("mistake", "told"),
+    [
+        (("budget:", "bugdet:"), "small.yaml:22: bugdet: unknown key\n    remedy: did you mean 'budget'?"),
+        (("ttft: 60ms", "ttft: 60"), "60 is no duration"),
+        (("[default, 2, 4]", "{ low: 8, high: 4 }"), "the range is empty: low 8 is above high 4"),
+        (("pipeline_parallel: [default, 2]", "tensor_parallel: [64]"), "64 is more than the 2 cores"),
+    ],
+)
+def test_wrong_input_is_told_and_starts_nothing(
+    autotune: Autotune, engine: Path, folder: Path, mistake: tuple[str, str], told: str
+) -> None:
+    study = folder / "small.yaml"
+    study.write_text(study.read_text().replace(*mistake))
+    refused = autotune("tune", "small.yaml", "--engine", f"vllm={engine}", code=2)
+    assert told in refused.stderr
+    assert "small.yaml:" in refused.stderr
+    assert not (folder / "studies.db").exists()
+
+
+def test_a_missing_engine_is_told_with_its_remedy(autotune: Autotune) -> None:
+    assert "autotune engines install vllm" in autotune("tune", "small.yaml", code=2).stderr
+
+
+def test_validate_says_what_would_be_refused(autotune: Autotune, engine: Path, folder: Path) -> None:
+    with (folder / "small.yaml").open("a") as study:
+        study.write("requirements: { most_gpus: 1 }\n")
+    verdict = json.loads(autotune("validate", "small.yaml", "--engine", f"vllm={engine}", "--json").stdout)
+    assert verdict["checked"] == 13
+    assert verdict["refused"] == [
+        {"why": "needs 2 devices (TP x PP x DP), 1 may be used", "configurations": 6}
+    ]
+    assert verdict["accepted"] == 7
+
+
+def test_schema_and_help_need_nothing(autotune: Autotune) -> None:
+    schema = json.loads(autotune("schema").stdout)
+    assert "slas" in schema["properties"]
+    for command in ("tune", "resume", "recommend", "show", "validate", "schema"):
+        assert "Example" in autotune(command, "--help").stdout
+    for command in ("install", "list", "check"):
+        assert "Example" in autotune("engines", command, "--help").stdout
+
+
+def test_show_names_the_studies_it_knows(autotune: Autotune, engine: Path) -> None:
+    assert json.loads(autotune("show", "--json").stdout) == {"studies": []}
+    assert "known: none yet" in autotune("show", "no-such-study", code=2).stderr

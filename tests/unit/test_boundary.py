@@ -1,0 +1,175 @@
+"""The load-boundary decision, driven in a loop over analytic engines whose capacity is known."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_measurements import measurement, request
+
+from autotune.domain.boundary import BoundarySettings, Stop, next_level
+from autotune.domain.measurement import LoadCurve, Measurement
+from autotune.domain.power import Window
+from autotune.domain.scoring import score_curve, score_level
+from autotune.domain.sla import Bounds, JointSla, Sla
+from autotune.domain.workload import Level
+
+SETTINGS = BoundarySettings()
+SLA = JointSla(name="chat", slos=Bounds(ttft="500ms"))
+REQUESTS = 300
+
+Engine = Callable[[float, np.ndarray], np.ndarray]
+"""TTFT of each request at an offered rate, given the times they are due."""
+
+
+def sharp(capacity_rps: float) -> Engine:
+    """Keeps every SLA up to its capacity, and none above."""
+    return lambda rate_rps, due_s: np.full(len(due_s), 0.1 if rate_rps <= capacity_rps else 3.0)
+
+
+def single_server(served_rps: float) -> Engine:
+    """M/M/1 in its stationary state: TTFT is exponential at served - offered; beyond that the queue grows."""
+    rng = np.random.default_rng(0)
+
+    def ttft_s(rate_rps: float, due_s: np.ndarray) -> np.ndarray:
+        if rate_rps >= served_rps:
+            return 1 / served_rps + due_s * (rate_rps / served_rps - 1)
+        return rng.exponential(1 / (served_rps - rate_rps), len(due_s))
+
+    return ttft_s
+
+
+def measure(engine: Engine, level: Level, saturated_rps: float) -> Measurement:
+    rate_rps = level.rate_rps or saturated_rps
+    window = Window(0.0, REQUESTS / rate_rps)
+    due_s = np.arange(REQUESTS) / rate_rps
+    ttft_s = np.zeros(REQUESTS) if level.rate_rps is None else engine(rate_rps, due_s)
+    records = [
+        request(float(due), ttft_s=float(ttft), tpot_s=1e-6) for due, ttft in zip(due_s, ttft_s, strict=True)
+    ]
+    return measurement(records, level=level, window=window)
+
+
+def explore(
+    engine: Engine, *, saturated_rps: float = 10.0, slas: Sequence[Sla] = (SLA,)
+) -> tuple[LoadCurve, Stop]:
+    """Measure level after level until the decision is to stop."""
+    curve: LoadCurve = ()
+    while isinstance(level := next_level(curve, slas, "w", SETTINGS), Level):
+        curve += (measure(engine, level, saturated_rps),)
+        assert len(curve) <= SETTINGS.most_levels + 1
+    return curve, level
+
+
+def rates(curve: LoadCurve) -> list[float]:
+    return [m.level.rate_rps for m in curve if m.level.rate_rps is not None]
+
+
+def test_the_first_level_is_closed_and_the_second_just_below_what_it_showed() -> None:
+    curve, _ = explore(sharp(5.0))
+    assert curve[0].level.concurrency == SETTINGS.saturating_concurrency
+    assert rates(curve)[0] == pytest.approx(9.0, rel=0.05)
+
+
+def bracket_ratio(curve: LoadCurve, capacity_rps: float) -> float:
+    """Lowest rate that failed, over the capacity that was found below it."""
+    found_rps = score_curve(curve, SLA, "w").capacity_rps
+    assert found_rps is not None
+    assert found_rps <= capacity_rps
+    return min(rate for rate in rates(curve) if rate > capacity_rps) / found_rps
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(2.4, 11.0))
+def test_capacity_is_bracketed_within_tolerance_and_its_operating_point_measured(capacity_rps: float) -> None:
+    curve, _ = explore(sharp(capacity_rps))
+    assert bracket_ratio(curve, capacity_rps) <= 1 + SETTINGS.tolerance
+    score = score_curve(curve, SLA, "w")
+    assert score.operating is not None
+    assert score.operating.rate_rps == pytest.approx(SETTINGS.headroom * (score.capacity_rps or 0), rel=0.021)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.floats(0.6, 2.4))
+def test_a_capacity_far_below_saturation_costs_resolution(capacity_rps: float) -> None:
+    """Halving down to it takes levels that bisecting then lacks; its operating point is measured even so."""
+    curve, _ = explore(sharp(capacity_rps))
+    assert bracket_ratio(curve, capacity_rps) <= 1.42
+    assert score_curve(curve, SLA, "w").operating is not None
+
+
+@pytest.mark.parametrize("scale", [0.1, 4.0])
+def test_the_decision_does_not_depend_on_how_fast_the_engine_is(scale: float) -> None:
+    plain = rates(explore(sharp(4.0))[0])
+    scaled = rates(explore(sharp(4.0 * scale), saturated_rps=10.0 * scale)[0])
+    assert [rate / scale for rate in scaled] == pytest.approx(plain, rel=0.02)
+
+
+def test_the_capacity_of_a_queue_is_found_from_below() -> None:
+    """95 % within 0.5 s where exp(-(20 - rate) / 2) = 0.05: at 14 req/s."""
+    curve, _ = explore(single_server(20.0), saturated_rps=20.0)
+    capacity_rps = score_curve(curve, SLA, "w").capacity_rps
+    assert capacity_rps is not None
+    assert 0.8 * 14.0 <= capacity_rps <= 14.0 * 1.02
+
+
+def test_an_sla_that_is_never_met_ends_early_with_nothing() -> None:
+    curve, stop = explore(sharp(0.0))
+    assert len(curve) <= SETTINGS.most_levels
+    assert rates(curve) == sorted(rates(curve), reverse=True)
+    assert score_curve(curve, SLA, "w").capacity_rps is None
+    assert stop.reason
+
+
+def test_an_sla_that_is_always_met_ends_above_saturation() -> None:
+    curve, _ = explore(sharp(1e9))
+    score = score_curve(curve, SLA, "w")
+    assert score.capacity_rps == max(rates(curve))
+    assert score.capacity_rps > 10.0
+    assert score.operating is not None
+
+
+def test_an_engine_that_is_bad_in_the_middle_still_ends_and_claims_only_what_it_kept() -> None:
+    def engine(rate_rps: float, due_s: np.ndarray) -> np.ndarray:
+        bad = rate_rps > 8 or 4 < rate_rps < 6
+        return np.full(len(due_s), 3.0 if bad else 0.1)
+
+    curve, _ = explore(engine)
+    score = score_curve(curve, SLA, "w")
+    assert score.capacity_rps in rates(curve)
+    assert score.operating is not None
+    assert score.operating.attainment == 1.0
+
+
+def test_nothing_finished_in_closed_loop_stops_at_once() -> None:
+    closed = measurement([], level=Level("w", concurrency=64), window=Window(0.0, 10.0))
+    assert isinstance(next_level((closed,), (SLA,), "w", SETTINGS), Stop)
+
+
+def test_no_level_is_measured_twice() -> None:
+    for capacity_rps in np.linspace(0.6, 12.0, 12):
+        measured = sorted(rates(explore(sharp(float(capacity_rps)))[0]))
+        assert all(b / a > 1.01 for a, b in itertools.pairwise(measured))
+
+
+def test_several_slas_share_the_levels_of_one_curve() -> None:
+    """A strict and a lax SLA on one engine: each operating point is a level measured."""
+    slas = (SLA, JointSla(name="lax", slos=Bounds(ttft="2s")))
+    curve, _ = explore(single_server(20.0), saturated_rps=20.0, slas=slas)
+    strict, lax = (score_curve(curve, sla, "w") for sla in slas)
+    assert strict.capacity_rps is not None
+    assert lax.capacity_rps is not None
+    assert strict.capacity_rps < lax.capacity_rps
+    for score in (strict, lax):
+        assert score.operating is not None
+        assert score.operating.rate_rps == pytest.approx(0.8 * (score.capacity_rps or 0), rel=0.021)
+
+
+def test_the_closed_level_is_judged_for_no_sla() -> None:
+    curve, _ = explore(sharp(5.0))
+    assert score_level(curve[0], SLA).attainment == 1.0
+    assert score_curve(curve[:1], SLA, "w").capacity_rps is None

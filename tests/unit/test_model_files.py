@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from autotune.adapters.model_files import ModelFiles
+from autotune.domain.errors import InputError
+
+
+def _put(directory: Path, layers: int) -> Path:
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps({"num_hidden_layers": layers}))
+    return directory
+
+
+def _layers(model: str, environ: dict[str, str]) -> int | None:
+    shape = ModelFiles(environ).shape(model)
+    return shape.layers if shape else None
+
+
+def test_a_local_directory_is_read(tmp_path: Path) -> None:
+    assert _layers(str(_put(tmp_path / "model", 7)), {}) == 7
+
+
+@pytest.mark.parametrize(
+    ("environ", "hub"),
+    [
+        ({"HF_HUB_CACHE": "{0}/direct", "HF_HOME": "{0}/elsewhere"}, "direct"),
+        ({"HF_HOME": "{0}/hf", "XDG_CACHE_HOME": "{0}/elsewhere"}, "hf/hub"),
+        ({"XDG_CACHE_HOME": "{0}/xdg"}, "xdg/huggingface/hub"),
+    ],
+)
+def test_the_hub_cache_is_found_by_its_variables(tmp_path: Path, environ: dict[str, str], hub: str) -> None:
+    _put(tmp_path / hub / "models--org--name/snapshots/abc", 5)
+
+    assert _layers("org/name", {name: value.format(tmp_path) for name, value in environ.items()}) == 5
+
+
+def test_main_wins_over_a_newer_snapshot(tmp_path: Path) -> None:
+    cached = tmp_path / "hub/models--org--name"
+    _put(cached / "snapshots/released", 5)
+    os.utime(_put(cached / "snapshots/newer", 9) / "config.json", (2e9, 2e9))
+    environ = {"HF_HOME": str(tmp_path)}
+
+    assert _layers("org/name", environ) == 9
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("released")
+    assert _layers("org/name", environ) == 5
+
+
+@pytest.mark.parametrize("model", ["org/name", "gpt2"])
+def test_a_hub_model_that_was_never_fetched_is_not_at_hand(tmp_path: Path, model: str) -> None:
+    assert ModelFiles({"HF_HOME": str(tmp_path)}).shape(model) is None
+
+
+def test_a_single_file_checkpoint_has_no_shape_to_read(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+
+    assert ModelFiles({}).shape(str(tmp_path / "model.gguf")) is None
+
+
+@pytest.mark.parametrize(
+    "name", ["{0}/absent", "./absent", "~/absent-model-of-nobody", ".models/absent", "a/b/c"]
+)
+def test_a_path_that_leads_nowhere_is_the_users_to_mend(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="no such directory") as raised:
+        ModelFiles({}).shape(name.format(tmp_path))
+    assert "autotune models make" in raised.value.problems[0].remedy
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (Path.unlink, "cannot be read"),
+        (lambda path: path.write_text("{"), "is damaged"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "is damaged"),
+        (lambda path: path.write_text('{"num_hidden_layers": "many"}'), "is damaged"),
+        (lambda path: path.write_text('{"num_hidden_layers": [4]}'), "is damaged"),
+        (lambda path: path.write_text("[]"), "does not describe a model"),
+        (lambda path: path.write_text('{"text_config": "x"}'), "does not describe a model"),
+    ],
+)
+def test_a_broken_config_is_named_with_a_remedy(
+    tmp_path: Path, spoil: Callable[[Path], object], what: str
+) -> None:
+    directory = _put(tmp_path / "model", 4)
+    spoil(directory / "config.json")
+
+    with pytest.raises(InputError, match=what) as raised:
+        ModelFiles({}).shape(str(directory))
+    assert raised.value.problems[0].where == str(directory / "config.json")
+    assert raised.value.problems[0].remedy
