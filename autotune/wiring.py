@@ -189,7 +189,7 @@ def _study_run(
     study: StudySpec, store: Store, sink: EventSink, cancelled: Cancelled, spent_s: float
 ) -> StudyRun:
     launcher = launcher_of(study.engine.name)
-    bench = _bench(study, launcher)
+    bench = bench_for(study, launcher)
     hardware = hardware_for(study, bench.environment.kind)
     rows = settle_interrupted(store.catalog, study.name)
     slas = [sla.name for sla in study.slas]
@@ -313,7 +313,8 @@ def versions_of(study: StudySpec, environment: EngineEnvironment, hardware: Hard
     }
 
 
-def _bench(study: StudySpec, launcher: Launcher) -> Bench:
+def bench_for(study: StudySpec, launcher: Launcher) -> Bench:
+    """Everything outside that the study's launches need on this machine; raises InputError, BenchError."""
     environment = environment_for(study, launcher)
     hardware = hardware_for(study, environment.kind)
     return Bench(

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from autotune.adapters import warden
 from autotune.adapters.runtime_dir import default_runtime_dir
@@ -68,6 +69,10 @@ class LocalEngineHost:
         self._records.mkdir(parents=True, exist_ok=True)
         started: dict[str, EngineProcess] = {}
         with ExitStack() as running:
+            # Engines leave sockets and rendezvous files behind; short, since a socket's path has 107 bytes.
+            scratch = running.enter_context(
+                TemporaryDirectory(prefix="autotune-", ignore_cleanup_errors=True)
+            )
             for role in _starting_order(spec):
                 for needed in roles[role].depends_on:
                     _await_ready(started[needed], started.values(), deadline_s, cancelled)
@@ -75,6 +80,7 @@ class LocalEngineHost:
                     roles[role],
                     ports,
                     log_path=workdir / f"{role}.log",
+                    scratch=scratch,
                     records=self._records,
                     stop_grace_s=self._stop_grace_s,
                 )
@@ -144,6 +150,7 @@ class EngineProcess:
         ports: Mapping[str, int],
         *,
         log_path: Path,
+        scratch: str,
         records: Path,
         stop_grace_s: float,
     ) -> None:
@@ -170,7 +177,7 @@ class EngineProcess:
             # The warden alone gets these ends of the pipes: an end held elsewhere would hide that one closed.
             self._warden = subprocess.Popen(
                 [sys.executable, "-I", "-S", warden.__file__, json.dumps(orders._asdict()), *argv],
-                env={**os.environ, **env},
+                env={**os.environ, "TMPDIR": scratch, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -12,10 +12,11 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from autotune.domain.config import SEARCHABLE
+from autotune.domain.config import SEARCHABLE, Value
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.hardware import Hardware
 from autotune.domain.sla import Sla
+from autotune.domain.space import SearchSpace
 from autotune.domain.study import StudySpec
 
 Path_ = tuple[str | int, ...]
@@ -24,14 +25,15 @@ Path_ = tuple[str | int, ...]
 class SourceFile:
     """A parsed YAML file that knows on which line each of its keys stands."""
 
-    def __init__(self, path: Path) -> None:
-        """Parse; raises InputError for a file that is not there, or no YAML mapping."""
-        self.path = path
+    def __init__(self, path: Path, model: type[BaseModel] = StudySpec) -> None:
+        """Parse a file that is to fit ``model``; raises InputError for one not there, or no YAML mapping."""
+        self.path, self.model = path, model
         try:
             self.data = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as missing:
+            what = f"cannot be read: {getattr(missing, 'strerror', None) or missing}"
             remedy = "name a study file, such as search_spaces/quickstart.yaml"
-            raise InputError(InputProblem(str(path), f"cannot be read: {missing}", remedy)) from missing
+            raise InputError(InputProblem(str(path), what, remedy)) from missing
         except YAMLError as broken:
             raise InputError(_yaml_problem(path, broken)) from broken
         if not isinstance(self.data, CommentedMap):
@@ -68,7 +70,7 @@ def read_study(path: Path, spaces: Path, overrides: Mapping[str, Any] | None = N
     data = _plain(source.data) | dict(overrides or {})
     data.setdefault("name", path.stem)
     if isinstance(data.get("space"), str):
-        data["space"] = _named_space(source, data["space"], spaces)
+        data["space"] = _named_space(source, data["space"], spaces).model_dump()
     try:
         return StudySpec.model_validate(data)
     except ValidationError as invalid:
@@ -90,17 +92,21 @@ def read_slas(path: Path) -> tuple[Sla, ...]:
 
 
 def check_against_hardware(path: Path, study: StudySpec, hardware: Hardware) -> None:
-    """Raise InputError for parallelism in the space that no configuration on this hardware could have."""
+    """Raise InputError for parallelism in the study that no configuration on this hardware could have."""
     source = SourceFile(path)
-    problems = []
+    given: dict[Path_, Sequence[Value]] = {}
     for name in ("tensor_parallel", "pipeline_parallel", "data_parallel"):
-        if name not in study.space.dimensions:
-            continue
-        for value in study.space.choices(name):
-            if isinstance(value, int) and value > hardware.count:
-                what = f"{value} is more than the {hardware.describe()} there are"
-                remedy = f"leave out values above {hardware.count}, or run where there are more devices"
-                problems.append(source.problem(("space", "dimensions", name), what, remedy))
+        if name in study.space.dimensions:
+            given["space", "dimensions", name] = study.space.choices(name)
+        if name in study.engine.fixed:
+            given["engines", 0, "fixed", name] = (study.engine.fixed[name],)
+    problems = []
+    for where, values in given.items():
+        most = max((value for value in values if isinstance(value, int)), default=0)
+        if most > hardware.count:
+            what = f"{most} is more than the {hardware.describe()} there are"
+            remedy = f"leave out values above {hardware.count}, or run where there are more devices"
+            problems.append(source.problem(where, what, remedy))
     if problems:
         raise InputError(problems)
 
@@ -117,47 +123,83 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _named_space(source: SourceFile, name: str, spaces: Path) -> Any:
-    at = spaces / f"{name}.yaml"
+def _named_space(source: SourceFile, name: str, spaces: Path) -> SearchSpace:
     known = sorted(p.stem for p in spaces.glob("*.yaml") if "dimensions" in SourceFile(p).data)
     if name not in known:
-        raise InputError(
-            source.problem(("space",), f"no space is named {name!r}", f"known: {', '.join(known)}")
-        )
-    return _plain(SourceFile(at).data)
+        remedy = f"known: {', '.join(known)}" if known else "write its `dimensions:` in this file"
+        raise InputError(source.problem(("space",), f"no space is named {name!r}", remedy))
+    space = SourceFile(spaces / f"{name}.yaml", SearchSpace)
+    try:
+        return SearchSpace.model_validate(_plain(space.data))
+    except ValidationError as invalid:
+        raise InputError(_problems(space, invalid)) from invalid
 
 
 def _problems(source: SourceFile, invalid: ValidationError) -> list[InputProblem]:
-    """One problem per mistake: a misspelt key is not told a second time as the one that is missing."""
-    errors = invalid.errors()
-    meant = {_meant(source, e["loc"]) for e in errors if e["type"] == "extra_forbidden"}
-    told = [e for e in errors if e["type"] != "missing" or e["loc"][-1] not in meant]
-    return [_problem(source, error) for error in told]
+    """One problem per mistake, of which pydantic tells some several times.
+
+    A misspelt key would be told again as one that is missing, a wrong item as a list that is too short, and
+    a value that fits no member of a union once for each.
+    """
+    errors: dict[Path_, list[Mapping[str, Any]]] = {}
+    for error in invalid.errors():
+        errors.setdefault(_place(source, error), []).append(error)
+    meant = {
+        (*at[:-1], _meant(source, at)) for at, (e, *_) in errors.items() if e["type"] == "extra_forbidden"
+    }
+    inner = {at[:length] for at in errors for length in range(1, len(at))}
+    return [_problem(source, at, told) for at, told in errors.items() if at not in meant | inner]
 
 
-def _problem(source: SourceFile, error: Mapping[str, Any]) -> InputProblem:
-    where = _existing(source, error["loc"])
-    what = str(error["msg"]).removeprefix("Value error, ")
+def _problem(source: SourceFile, at: Path_, told: Sequence[Mapping[str, Any]]) -> InputProblem:
+    error, context = told[0], told[0].get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            meant = _meant(source, error["loc"])
-            known = ", ".join(sorted(_known_keys(source, where)))
-            remedy = f"did you mean {meant!r}?" if meant else f"known here: {known}"
-            return source.problem(where, "unknown key", remedy)
+            known = ", ".join(sorted(_known_keys(source, at)))
+            meant = _meant(source, at)
+            what, remedy = "unknown key", f"did you mean {meant!r}?" if meant else f"known here: {known}"
         case "missing":
-            key = error["loc"][-1]
-            return source.problem(where, f"{key!r} is missing", f"add `{key}:`")
-        case _ if "duration" in what:
-            what, _, remedy = what.partition("; ")
-            return source.problem(where, what, remedy)
+            what, remedy = "is missing", f"add `{at[-1]}:`"
+        case "value_error":
+            what, _, remedy = str(error["msg"]).removeprefix("Value error, ").partition("; ")
+        case "union_tag_invalid":
+            what, remedy = f"{context['tag']!r} is no contract", f"known: {context['expected_tags']}"
+        case "model_type" | "dict_type":
+            what, remedy = "is no mapping", "write `key: value` lines under it"
+        case "tuple_type":
+            what, remedy = "is no list", "write [a, b], or a line `- a` for each"
+        case "too_short":
+            what, remedy = "is empty", "give at least one"
+        case "too_long":
+            what, remedy = f"has {context['actual_length']} items", f"leave {context['max_length']}"
+        case "string_pattern_mismatch":
+            what, remedy = f"{error['input']!r} is no name", "use letters, digits, `.`, `_` and `-`"
         case _:
-            return source.problem(where, what, "`autotune schema` shows what may stand here")
+            what, remedy = f"should be {' or '.join(map(_wanted, told))}, not {error['input']!r}", ""
+    return source.problem(at, what, remedy or "`autotune schema` shows what may stand here")
 
 
-def _meant(source: SourceFile, loc: Sequence[str | int]) -> str:
+def _wanted(error: Mapping[str, Any]) -> str:
+    """What a value should be, without pydantic's words for how it tried to read it."""
+    wanted = str(error["msg"]).removeprefix("Input should be ").partition(", unable to")[0]
+    return "a mapping" if error["type"] in {"model_type", "dict_type"} else wanted
+
+
+def _place(source: SourceFile, error: Mapping[str, Any]) -> Path_:
+    """Where a problem is told: at the key; also at one that is missing."""
+    where = _existing(source, error["loc"])
+    match error["type"]:
+        case "missing":
+            return (*where, error["loc"][-1])
+        case "union_tag_invalid":
+            return (*where, "contract")
+        case _:
+            return where
+
+
+def _meant(source: SourceFile, where: Path_) -> str:
     """The known key that an unknown one most resembles, '' for none."""
-    where = _existing(source, loc)
-    close = difflib.get_close_matches(str(where[-1]), _known_keys(source, where), 1) if where else []
+    close = difflib.get_close_matches(str(where[-1]), _known_keys(source, where), 1)
     return close[0] if close else ""
 
 
@@ -178,16 +220,15 @@ def _is_index(node: Any, step: str | int) -> bool:
 
 def _known_keys(source: SourceFile, where: Path_) -> set[str]:
     """Keys that the schema has at the place of an unknown one."""
-    model: Any = StudySpec
+    if where[-2:-1] in {("dimensions",), ("fixed",)} or where[:1] == ("try_first",):
+        return set(SEARCHABLE)
+    model: type[BaseModel] = source.model
     for step in where[:-1]:
-        if isinstance(step, int) or not isinstance(model, type) or not issubclass(model, BaseModel):
-            continue
-        if step == "dimensions":
-            return set(SEARCHABLE)
-        models = list(_models_in(model.model_fields[step].annotation)) if step in model.model_fields else []
-        if not models:
-            return set()
-        model = models[0] if len(models) == 1 else _chosen(source, where, models)
+        # Places in lists, and keys of the user's own choosing, are no fields.
+        field = model.model_fields.get(str(step))
+        models = list(_models_in(field.annotation)) if field else []
+        if models:
+            model = models[0] if len(models) == 1 else _chosen(source, where, models)
     return set(model.model_fields)
 
 
@@ -199,11 +240,12 @@ def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
 
 
 def _chosen(source: SourceFile, where: Path_, models: list[type[BaseModel]]) -> type[BaseModel]:
-    """Of a union's members, the one whose keys the file's mapping mostly has."""
+    """Of a union's members without the unknown key, the one that has most keys of the file's mapping."""
     node: Any = source.data
     for step in where[:-1]:
         node = node[step]
-    return max(models, key=lambda m: len(set(m.model_fields) & set(node)))
+    possible = [m for m in models if where[-1] not in m.model_fields]
+    return max(possible, key=lambda m: len(set(m.model_fields) & set(node)))
 
 
 def _yaml_problem(path: Path, broken: YAMLError) -> InputProblem:

@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 Value = bool | int | float | str
 """What a dimension of a search space can take."""
@@ -78,3 +79,33 @@ def _show(word: str, value: Any) -> str:
 
 SEARCHABLE = tuple(name for name in EngineConfig.model_fields if name not in {"engine", "extra_args"})
 """Words that a search space may have as dimensions."""
+
+
+def error_at(what: str, *where: str | int) -> ValidationError:
+    """What a validator raises about a place inside its value; ``what`` may end in ``; remedy``."""
+    complaint = PydanticCustomError("value_error", "{what}", {"what": what})
+    return ValidationError.from_exception_data(
+        "input", [InitErrorDetails(type=complaint, loc=where, input=None)]
+    )
+
+
+def check_words(words: Mapping[str, Value]) -> None:
+    """Raise pydantic's ValidationError, placed at the word, for what the vocabulary does not have."""
+    strange = [word for word in words if word not in SEARCHABLE]
+    if strange:
+        unknown = [InitErrorDetails(type="extra_forbidden", loc=(w,), input=words[w]) for w in strange]
+        raise ValidationError.from_exception_data("words", unknown)
+    config = EngineConfig.model_validate({"engine": "any", **words})
+    for word, value in words.items():
+        # Read as another value, ``no`` as False, it would not be found again among a space's choices.
+        if (read := getattr(config, word)) != value:
+            raise error_at(f"{value!r} is read as {read!r}; write {str(read).lower()}", word)
+
+
+def _checked(words: dict[str, Value]) -> dict[str, Value]:
+    check_words(words)
+    return words
+
+
+Words = Annotated[dict[str, Value], AfterValidator(_checked)]
+"""Words of the vocabulary with a value each."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -133,8 +134,7 @@ def score_curve(curve: LoadCurve, sla: Sla, workload: str, *, headroom: float = 
     capacity among those.
     """
     scored = [score_level(m, sla) for m in open_levels(curve, workload)]
-    met = [s for s in scored if s.verdict is SlaVerdict.MET] or [s for s in scored if s.may_hold]
-    met.sort(key=lambda s: s.rate_rps)
+    met = sorted(holding(scored), key=lambda s: s.rate_rps)
     peak = max((s.goodput_tok_per_s for s in scored), default=0.0)
     if not met:
         return CurveScore(sla=sla.name, capacity_rps=None, operating=None, peak_goodput_tok_per_s=peak)
@@ -146,6 +146,12 @@ def score_curve(curve: LoadCurve, sla: Sla, workload: str, *, headroom: float = 
         operating=below[-1] if below else None,
         peak_goodput_tok_per_s=peak,
     )
+
+
+def holding(scored: Sequence[LevelScore]) -> tuple[LevelScore, ...]:
+    """Levels that count for capacity: those that met the SLA, else those with too few requests to tell."""
+    met = tuple(s for s in scored if s.verdict is SlaVerdict.MET)
+    return met or tuple(s for s in scored if s.may_hold)
 
 
 def score_at(curve: LoadCurve, sla: Sla, workload: str, rate_rps: float) -> LevelScore | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from pydantic import (
 )
 
 from autotune.domain.measurement import Bools, Floats, RequestTable
-from autotune.domain.quantities import DurationS, show_duration
+from autotune.domain.quantities import PositiveDurationS, show_duration
 
 
 class Metric(StrEnum):
@@ -53,12 +54,15 @@ class Metric(StrEnum):
         return keeps
 
 
+PERCENTILE = r"p(?!00)([0-9]{2}|9[0-9]+)"
+"""p95 and p999, but not p5 and p100: read as decimals they would be the 50th and the 10th."""
+
+
 def _percentile(text: Any) -> Any:
-    """Read ``p95`` as 0.95."""
-    if isinstance(text, str) and text.startswith("p"):
+    """Read ``p95`` as 0.95 and ``p999`` as 0.999."""
+    if isinstance(text, str) and re.fullmatch(PERCENTILE, text):
         digits = text[1:]
-        if digits.isdecimal() and 0 < int(digits) < 10 ** len(digits):
-            return int(digits) / 10 ** len(digits)
+        return int(digits) / 10 ** len(digits)
     raise ValueError(f"{text!r} is no percentile; write p50, p90, p95, p99 or p999")
 
 
@@ -71,7 +75,7 @@ Percentile = Annotated[
     float,
     BeforeValidator(_percentile),
     PlainSerializer(_write_percentile, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": "^p[0-9]+$", "examples": ["p95"]}),
+    WithJsonSchema({"type": "string", "pattern": f"^{PERCENTILE}$", "examples": ["p95"]}),
 ]
 TokensPerS = Annotated[float, Field(gt=0)]
 
@@ -85,16 +89,16 @@ class Bounds(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ttft: DurationS | None = None
-    tpot: DurationS | None = None
-    e2e: DurationS | None = None
-    stall: DurationS | None = None
+    ttft: PositiveDurationS | None = None
+    tpot: PositiveDurationS | None = None
+    e2e: PositiveDurationS | None = None
+    stall: PositiveDurationS | None = None
     interactivity: TokensPerS | None = None
 
     @model_validator(mode="after")
     def _some(self) -> Bounds:
-        if not self.model_fields_set:
-            raise ValueError("an SLA needs at least one SLO: ttft, tpot, e2e, stall or interactivity")
+        if not self.items():
+            raise ValueError("an SLA needs at least one SLO; give ttft, tpot, e2e, stall or interactivity")
         return self
 
     def items(self) -> BoundSet:
@@ -120,7 +124,7 @@ class JointSla(BaseModel):
     def describe(self) -> str:
         """One line: ``95% of requests: ttft<=300ms tpot<=25ms``."""
         bounds = " ".join(show_slo(metric, bound) for metric, bound in self.slos.items())
-        return f"{self.attainment:.4g} of requests: {bounds}"
+        return f"{self.attainment * 100:.4g}% of requests: {bounds}"
 
 
 class PercentileBounds(BaseModel):
@@ -128,16 +132,16 @@ class PercentileBounds(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    ttft: dict[Percentile, DurationS] = {}
-    tpot: dict[Percentile, DurationS] = {}
-    e2e: dict[Percentile, DurationS] = {}
-    stall: dict[Percentile, DurationS] = {}
+    ttft: dict[Percentile, PositiveDurationS] = {}
+    tpot: dict[Percentile, PositiveDurationS] = {}
+    e2e: dict[Percentile, PositiveDurationS] = {}
+    stall: dict[Percentile, PositiveDurationS] = {}
     interactivity: dict[Percentile, TokensPerS] = {}
 
     @model_validator(mode="after")
     def _some(self) -> PercentileBounds:
         if not self.items():
-            raise ValueError("an SLA needs at least one SLO, such as ttft: {p95: 2s}")
+            raise ValueError("an SLA needs at least one SLO; such as ttft: {p95: 2s}")
         return self
 
     def items(self) -> tuple[tuple[Metric, float, float], ...]:
@@ -165,7 +169,7 @@ class PercentileSla(BaseModel):
 
 
 def _contract(sla: Any) -> str:
-    return str(sla.get("contract", "joint") if isinstance(sla, dict) else sla.contract)
+    return str(sla.get("contract", "joint") if isinstance(sla, dict) else getattr(sla, "contract", "joint"))
 
 
 Sla = Annotated[

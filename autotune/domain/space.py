@@ -6,12 +6,35 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
-from autotune.domain.config import SEARCHABLE, EngineConfig, Value
+from autotune.domain.config import EngineConfig, Value, check_words, error_at
 
 DEFAULT = "default"
 """Value of a dimension that leaves the word unset: the engine's own default."""
+
+
+def _set_words(point: Mapping[str, Value]) -> dict[str, Value]:
+    return {word: value for word, value in point.items() if value != DEFAULT}
+
+
+def _checked(point: dict[str, Value]) -> dict[str, Value]:
+    check_words(_set_words(point))
+    return point
+
+
+Point = Annotated[dict[str, Value], AfterValidator(_checked)]
+"""A value, or DEFAULT, for some words of the vocabulary."""
 
 
 class IntRange(BaseModel):
@@ -28,9 +51,9 @@ class IntRange(BaseModel):
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
         if self.low > self.high:
-            raise ValueError(f"the range is empty: low {self.low} is above high {self.high}")
+            raise ValueError(f"the range is empty: low {self.low} is above high {self.high}; swap them")
         if self.log and self.step != 1:
-            raise ValueError("a range either doubles (log) or has a step")
+            raise ValueError("a range either doubles (log) or has a step; leave out one")
         return self
 
     @property
@@ -68,6 +91,14 @@ Dimension = Annotated[
 """A list of values, ``{choices, when}``, or ``{low, high, step | log, when}``."""
 
 
+def _choices(dimension: Dimension) -> tuple[Value, ...]:
+    return dimension if isinstance(dimension, tuple) else dimension.choices
+
+
+def _condition(dimension: Dimension) -> Mapping[str, Value]:
+    return {} if isinstance(dimension, tuple) else dimension.when
+
+
 class SearchSpace(BaseModel):
     """Dimensions in the order they are decided; what is not named stays at the engine's default."""
 
@@ -75,31 +106,27 @@ class SearchSpace(BaseModel):
 
     dimensions: dict[str, Dimension]
 
-    @model_validator(mode="after")
-    def _sound(self) -> Self:
+    @field_validator("dimensions")
+    @classmethod
+    def _sound(cls, dimensions: dict[str, Dimension]) -> dict[str, Dimension]:
         before: dict[str, tuple[Value, ...]] = {}
-        for name in self.dimensions:
-            if name not in SEARCHABLE:
-                raise ValueError(f"{name!r} is no word of the vocabulary; known: {', '.join(SEARCHABLE)}")
-            for value in self.choices(name):
-                self.config_at(EngineConfig(engine="any"), {name: value})
-            for other, value in self.condition(name).items():
+        for name, dimension in dimensions.items():
+            for value in _choices(dimension):
+                check_words(_set_words({name: value}))
+            for other, value in _condition(dimension).items():
                 if value not in before.get(other, ()):
-                    raise ValueError(
-                        f"{name!r} applies when {other} is {value!r}, which no earlier dimension can be"
-                    )
-            before[name] = self.choices(name)
-        return self
+                    what = f"no earlier dimension {other} can be {value!r}; correct it, or put {other} above"
+                    raise error_at(what, name, "when", other)
+            before[name] = _choices(dimension)
+        return dimensions
 
     def choices(self, name: str) -> tuple[Value, ...]:
         """Values of one dimension."""
-        dimension = self.dimensions[name]
-        return dimension if isinstance(dimension, tuple) else dimension.choices
+        return _choices(self.dimensions[name])
 
     def condition(self, name: str) -> Mapping[str, Value]:
         """What must hold of earlier dimensions for this one to apply."""
-        dimension = self.dimensions[name]
-        return {} if isinstance(dimension, tuple) else dimension.when
+        return _condition(self.dimensions[name])
 
     def applies(self, name: str, words: Mapping[str, Any]) -> bool:
         """Whether a dimension is to be decided, given the words decided before it."""
@@ -107,7 +134,7 @@ class SearchSpace(BaseModel):
 
     def config_at(self, base: EngineConfig, point: Mapping[str, Value]) -> EngineConfig:
         """Return ``base`` with a point's words in place; DEFAULT leaves ``base``'s own."""
-        return base.replaced({name: value for name, value in point.items() if value != DEFAULT})
+        return base.replaced(_set_words(point))
 
     def point_of(self, config: EngineConfig, base: EngineConfig) -> dict[str, Value]:
         """The point that ``config`` is; a dimension that has no such value is left out."""

@@ -6,12 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from autotune.domain.config import EngineConfig
+from autotune.domain.config import EngineConfig, Words, error_at
 from autotune.domain.power import PowerBasis
-from autotune.domain.quantities import DurationS
+from autotune.domain.quantities import DurationS, PositiveDurationS
 from autotune.domain.scoring import HEADROOM
 from autotune.domain.sla import Sla
-from autotune.domain.space import SearchSpace
+from autotune.domain.space import Point, SearchSpace
 from autotune.domain.workload import Workload
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -28,7 +28,7 @@ class EngineSpec(_Part):
     environment: str | None = Field(
         None, description="the engine's virtual environment; else the installed one, else PATH"
     )
-    fixed: dict[str, bool | int | float | str] = Field({}, description="words that every configuration has")
+    fixed: Words = Field({}, description="words that every configuration has")
     args: tuple[str, ...] = Field((), description="engine arguments that every configuration has")
     env: dict[str, str] = Field({}, description="environment variables of the engine")
 
@@ -56,13 +56,13 @@ class Budget(_Part):
     """Where the study stops; finals are kept within it too. At least one bound."""
 
     launches: PositiveInt | None = Field(None, description="engine starts, finals included")
-    wall_time: DurationS | None = None
+    wall_time: PositiveDurationS | None = None
     accelerator_hours: PositiveFloat | None = Field(None, description="devices held x hours")
 
     @model_validator(mode="after")
     def _bounded(self) -> Self:
-        if not self.model_fields_set:
-            raise ValueError("a budget needs launches, wall_time or accelerator_hours")
+        if self.launches is None and self.wall_time is None and self.accelerator_hours is None:
+            raise ValueError("a budget needs a bound; give launches, wall_time or accelerator_hours")
         return self
 
 
@@ -76,16 +76,16 @@ class MeasurementSpec(_Part):
     """How long a load level lasts and how finely capacity is searched."""
 
     warmup: DurationS = Field(2.0, description="driven and thrown away before the window")
-    window: DurationS = Field(10.0, description="least length of the window")
+    window: PositiveDurationS = Field(10.0, description="least length of the window")
     longest_window: DurationS = Field(30.0, description="the window grows up to this for `requests`")
-    final_window: DurationS = Field(30.0, description="window at the operating point in the finals")
+    final_window: PositiveDurationS = Field(30.0, description="window at the operating point in the finals")
     requests: PositiveInt = Field(100, description="requests wanted in a window")
     headroom: Annotated[float, Field(gt=0, le=1)] = Field(HEADROOM, description="operating point / capacity")
     tolerance: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="resolution of capacity")
     most_levels: PositiveInt = Field(8, description="open-loop levels on one launch")
     saturating_concurrency: PositiveInt = Field(64, description="in flight in the closed-loop level")
-    start_timeout: DurationS = Field(600.0, description="an engine not ready by then is censored")
-    request_timeout: DurationS = Field(60.0, description="a request not finished by then failed")
+    start_timeout: PositiveDurationS = Field(600.0, description="an engine not ready by then is censored")
+    request_timeout: PositiveDurationS = Field(60.0, description="a request not finished by then failed")
 
 
 class StudySpec(_Part):
@@ -98,7 +98,7 @@ class StudySpec(_Part):
     workloads: Annotated[tuple[Workload, ...], Field(min_length=1)]
     slas: Annotated[tuple[Sla, ...], Field(min_length=1)]
     space: SearchSpace
-    try_first: tuple[dict[str, bool | int | float | str], ...] = Field(
+    try_first: tuple[Point, ...] = Field(
         (), description="points of the space to launch before the search chooses"
     )
     requirements: Requirements = Requirements()
@@ -111,14 +111,15 @@ class StudySpec(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for what, names in (("workload", self.workload_names), ("SLA", tuple(s.name for s in self.slas))):
-            if twice := {n for n in names if names.count(n) > 1}:
-                raise ValueError(f"two {what}s are named {twice.pop()!r}")
-        for sla in self.slas:
+        names = {"workloads": self.workload_names, "slas": tuple(sla.name for sla in self.slas)}
+        for part, given in names.items():
+            for index, name in enumerate(given):
+                if name in given[:index]:
+                    raise error_at(f"{name!r} is the name of another; name them apart", part, index, "name")
+        for index, sla in enumerate(self.slas):
             if sla.workload is not None and sla.workload not in self.workload_names:
-                raise ValueError(f"SLA {sla.name!r} names workload {sla.workload!r}, which is not there")
-        for engine in self.engines:
-            EngineConfig.model_validate({"engine": engine.name, **engine.fixed})
+                what = f"no workload is named {sla.workload!r}; known: {', '.join(self.workload_names)}"
+                raise error_at(what, "slas", index, "workload")
         return self
 
     @property

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag
+
+FASTEST_TPOT_S = 0.003
+"""No engine answers many users at once faster than this; closed-loop plans hold requests enough for it."""
 
 
 class FixedLength(BaseModel):
@@ -147,8 +151,9 @@ def plan_load(workload: Workload, level: Level, *, duration_s: float, vocab_size
     if level.rate_rps is not None:
         due_s = poisson_due_s(level.rate_rps, duration_s, rng)
     else:
-        # More than any engine of interest finishes: the run ends by time.
-        due_s = np.zeros(int((level.concurrency or 1) * (8 + 40 * duration_s)))
+        # More than any engine finishes, so that the run ends by time.
+        least_s = FASTEST_TPOT_S * float(_length(workload.output_tokens).draw(1000, rng).mean())
+        due_s = np.zeros(math.ceil((level.concurrency or 1) * (1 + duration_s / least_s)))
     inputs = _length(workload.input_tokens).draw(len(due_s), rng)
     outputs = _length(workload.output_tokens).draw(len(due_s), rng)
     lowest = min(1000, vocab_size // 10)

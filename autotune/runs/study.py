@@ -83,7 +83,8 @@ class StudyRun:
     def run(self) -> None:
         """Search, then run the finals; raises StudyCancelledError, BenchError."""
         for purpose, config in self._first():
-            if self._may_launch():
+            # References come before finals: a small budget buys the figures of what runs today.
+            if self._may_launch(finals_ahead=None if purpose is Purpose.SEARCH else 0):
                 self._try(self._parts.search.begin(config), purpose)
         while self._may_launch() and (suggestion := self._parts.search.ask()) is not None:
             self._try(suggestion, Purpose.SEARCH)
@@ -95,7 +96,7 @@ class StudyRun:
         defaults = study.default_config()
         first = [(Purpose.BASELINE, self._parts.baseline)] if self._parts.baseline else []
         first.append((Purpose.DEFAULTS, defaults))
-        first += [(Purpose.SEARCH, defaults.replaced(words)) for words in study.try_first]
+        first += [(Purpose.SEARCH, study.space.config_at(defaults, point)) for point in study.try_first]
         first += [(Purpose.SEARCH, row.config) for row in self._rows.values() if _is_interrupted(row)]
         seen = {row.config.key for row in self._rows.values() if not _is_interrupted(row)}
         fresh = []
@@ -148,7 +149,7 @@ class StudyRun:
             self._close(interrupted(row))
             raise
         except BenchError as broken:
-            self._set_aside(row, broken)
+            self._set_aside(replace(row, total_s=time.monotonic() - started_s), broken)
             return
         self._broken_in_a_row = 0
         self._learn(row, record, started_s)
@@ -248,16 +249,17 @@ class StudyRun:
             finals_ahead = len(self._study.slas) + 1 + (self._parts.baseline is not None)
         wanted = 1 + finals_ahead
         budget = self._study.budget
-        launched = [row for row in self._rows.values() if _was_launched(row)]
+        rows = self._rows.values()
+        launched = [row for row in rows if _was_launched(row)]
         if budget.launches is not None and len(launched) + wanted > budget.launches:
             return False
         typical_s = median([row.total_s for row in launched] or [0.0])
         if budget.wall_time is not None and self.spent_s + wanted * typical_s > budget.wall_time:
             return False
         if budget.accelerator_hours is not None:
-            spent_h = sum(row.total_s * row.config.ranks for row in launched) / 3600
-            ahead_h = wanted * typical_s / 3600
-            return spent_h + ahead_h <= budget.accelerator_hours
+            typical_h = median([_accelerator_h(row) for row in launched] or [0.0])
+            spent_h = sum(_accelerator_h(row) for row in rows)
+            return spent_h + wanted * typical_h <= budget.accelerator_hours
         return True
 
     def _candidates(self) -> Sequence[Candidate]:
@@ -297,6 +299,11 @@ def interrupted(row: TrialRow) -> TrialRow:
         failure_class=FailureClass.INTERRUPTED,
         failure_line="the study was stopped while this launch ran; `autotune resume` launches it again",
     )
+
+
+def _accelerator_h(row: TrialRow) -> float:
+    """Devices held x hours."""
+    return row.config.ranks * row.total_s / 3600
 
 
 def _is_interrupted(row: TrialRow) -> bool:

@@ -28,6 +28,7 @@ ROLE = "server"
 
 def launch_spec(config: EngineConfig, context: LaunchContext) -> LaunchSpec:
     """Write the server's process; raises InfeasibleConfigError naming word, flag and version."""
+    _refuse_unschedulable(config)
     words = _word_tokens(config)
     free = {"extra_args": config.extra_args, "args": context.args}
     for source, tokens in {**words, **free}.items():
@@ -70,6 +71,17 @@ def _word_tokens(config: EngineConfig) -> dict[str, tuple[str, ...]]:
     if stray:
         raise InfeasibleConfigError(f"vllm: {', '.join(stray)} needs speculation: ngram")
     return tokens
+
+
+def _refuse_unschedulable(config: EngineConfig) -> None:
+    """Raise for what SchedulerConfig refuses in every version (vllm/config/scheduler.py)."""
+    step, context, seqs = config.max_num_batched_tokens, config.context_length, config.max_num_seqs
+    if config.chunked_prefill is False and step and context and step < context:
+        raise InfeasibleConfigError(
+            f"vllm: without chunked_prefill max_num_batched_tokens {step} must hold context_length {context}"
+        )
+    if step and seqs and step < seqs:
+        raise InfeasibleConfigError(f"vllm: max_num_batched_tokens {step} is below max_num_seqs {seqs}")
 
 
 def _speculation(config: EngineConfig) -> tuple[str, ...]:

@@ -53,21 +53,21 @@ def test_a_proportion_of_independent_requests_is_covered(per_block: int, share: 
     held, above = coverage(
         lambda rng: proportion_interval(*sticky_requests(per_block, share, 0.0, rng)), share, 1000
     )
-    assert held >= 0.88
+    assert held >= 0.91
     # The lower end decides whether an SLA is met: wrong one time in twenty.
-    assert above <= 0.06
+    assert above <= 0.05
 
 
 @pytest.mark.parametrize(
     ("per_block", "share", "stickiness", "least"),
     [
-        (50, 0.9, 0.5, 0.83),
-        (50, 0.9, 0.8, 0.80),
-        (50, 0.95, 0.5, 0.83),
-        (50, 0.95, 0.9, 0.73),
-        (10, 0.9, 0.5, 0.80),
-        (10, 0.95, 0.5, 0.78),
-        (10, 0.95, 0.8, 0.58),
+        (50, 0.9, 0.5, 0.88),
+        (50, 0.9, 0.8, 0.86),
+        (50, 0.95, 0.5, 0.89),
+        (50, 0.95, 0.9, 0.79),
+        (10, 0.9, 0.5, 0.87),
+        (10, 0.95, 0.5, 0.83),
+        (10, 0.95, 0.8, 0.66),
     ],
 )
 def test_a_proportion_of_requests_that_hang_together_is_covered_less(
@@ -85,7 +85,7 @@ def test_a_proportion_of_requests_that_hang_together_is_covered_less(
     assert held > coverage(blind, share, 1000)[0]
 
 
-@pytest.mark.parametrize(("correlation", "least"), [(0.0, 0.84), (0.2, 0.77), (0.4, 0.65)])
+@pytest.mark.parametrize(("correlation", "least"), [(0.0, 0.89), (0.2, 0.84), (0.4, 0.76)])
 def test_a_ratio_is_covered_the_less_the_more_blocks_hang_together(correlation: float, least: float) -> None:
     seconds = np.full(BLOCKS, 10.0)
     held, _ = coverage(lambda rng: ratio_interval(blocks_in_a_row(correlation, rng), seconds), 10.0, 800)
@@ -123,7 +123,7 @@ def test_requests_to_show_is_the_fewest_whose_interval_reaches_the_share(share: 
 
 
 def test_all_good_is_not_certainty() -> None:
-    assert requests_to_show(0.95) == 52
+    assert requests_to_show(0.95) == 57
 
 
 def test_nothing_offered_says_nothing() -> None:

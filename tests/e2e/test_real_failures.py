@@ -1,0 +1,122 @@
+"""Every listed way in which a real vLLM on CPU refuses or dies, launched for real and classified."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from real_engine import launch, tiny_study
+
+from autotune.adapters import engine_host
+from autotune.domain.errors import BenchError
+from autotune.domain.launch import FailureClass, Phase
+
+pytestmark = [pytest.mark.e2e, pytest.mark.engine]
+
+CASES: dict[str, tuple[dict[str, Any], dict[str, str], FailureClass, str]] = {
+    "unknown flag": (
+        {"extra_args": ("--no-such-flag",)},
+        {},
+        FailureClass.REFUSED_ARGUMENTS,
+        "unrecognized arguments",
+    ),
+    "bad choice": ({"kv_cache_dtype": "int3"}, {}, FailureClass.REFUSED_ARGUMENTS, "invalid choice"),
+    "TP does not divide the heads": (
+        {"extra_args": ("--tensor-parallel-size", "3", "--distributed-executor-backend", "mp")},
+        {},
+        FailureClass.UNSUPPORTED_COMBINATION,
+        "must be divisible by tensor parallel size",
+    ),
+    "TP2 with automatic binding": (
+        {"tensor_parallel": 2},
+        {"VLLM_CPU_OMP_THREADS_BIND": "auto"},
+        FailureClass.UNSUPPORTED_COMBINATION,
+        "Not enough allowed NUMA nodes",
+    ),
+    "context too long": (
+        {"context_length": 100_000},
+        {},
+        FailureClass.CONTEXT_TOO_LONG,
+        "User-specified max_model_len",
+    ),
+    "KV cache too small": (
+        {"extra_args": ("--kv-cache-memory-bytes", "1000000")},
+        {"VLLM_CPU_KVCACHE_SPACE": ""},
+        FailureClass.KV_CACHE_TOO_SMALL,
+        "To serve at least one request",
+    ),
+    "KV cache larger than memory": (
+        {},
+        {"VLLM_CPU_KVCACHE_SPACE": "4000"},
+        FailureClass.OUT_OF_MEMORY,
+        "Available memory on node",
+    ),
+    "batched tokens below context": (
+        {"extra_args": ("--max-num-batched-tokens", "512", "--no-enable-chunked-prefill")},
+        {},
+        FailureClass.UNSUPPORTED_COMBINATION,
+        "is smaller than max_model_len",
+    ),
+    "block size 16": ({"block_size": 16}, {}, FailureClass.UNSUPPORTED_COMBINATION, "No common block size"),
+    "quantization not there": ({"quantization": "awq"}, {}, FailureClass.UNSUPPORTED_QUANTIZATION, "awq"),
+}
+
+
+def assert_nothing_left(folder: Path) -> None:
+    left = [p for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or ())]
+    assert not left
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_start_that_fails_is_classified(case: str, tmp_path: Path) -> None:
+    words, env, expected, line = CASES[case]
+    engine = {"name": "vllm", "fixed": {"context_length": 2048, "eager": True}, "env": env}
+    record = launch(tmp_path, tiny_study(tmp_path, engines=[engine]), words, parser_asked=False)
+    assert record.failure is not None
+    assert record.failure.failure_class is expected, record.failure
+    assert line in record.failure.line
+    assert record.failure.phase is Phase.STARTING
+    assert_nothing_left(tmp_path)
+
+
+def test_a_model_without_weights_is_a_checkpoint_failure(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    record = launch(tmp_path, study)
+    assert record.failure is not None
+    assert record.failure.failure_class is FailureClass.CHECKPOINT
+
+
+def test_a_model_that_is_not_there_is_a_checkpoint_failure(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    shutil.rmtree(tmp_path / "model")
+    record = launch(tmp_path, study)
+    assert record.failure is not None
+    assert record.failure.failure_class is FailureClass.CHECKPOINT
+
+
+def test_a_taken_port_is_the_benchs_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind((engine_host.HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(engine_host, "_free_ports", lambda roles: dict.fromkeys(roles, port))
+        with pytest.raises(BenchError, match="port taken"):
+            launch(tmp_path, tiny_study(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("moe", "words"),
+    [(False, {"pipeline_parallel": 2}), (True, {"tensor_parallel": 2, "expert_parallel": True})],
+    ids=["PP2", "MoE TP2 + EP"],
+)
+def test_healthy_is_not_working(moe: bool, words: dict[str, Any], tmp_path: Path) -> None:
+    record = launch(tmp_path, tiny_study(tmp_path, moe=moe), words)
+    assert record.failure is not None
+    assert record.failure.failure_class is FailureClass.DIED_AT_FIRST_REQUEST
+    assert record.failure.phase is Phase.FIRST_REQUEST
+    assert_nothing_left(tmp_path)

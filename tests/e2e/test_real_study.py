@@ -1,0 +1,120 @@
+"""Whole studies on a real vLLM, through the command line: to the end, and through kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from real_engine import tiny_study
+
+pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(900)]
+
+STUDY = """
+name: real
+model: {model}
+engines: [{{ name: vllm, fixed: {{ context_length: 2048, eager: true }} }}]
+workloads: [{{ name: chat, input_tokens: 64, output_tokens: 32 }}]
+slas:
+  - {{ name: interactive, attainment: 0.8, slos: {{ ttft: 1s, tpot: 100ms }} }}
+  - {{ name: bulk, contract: percentile, slos: {{ e2e: {{ p80: 20s }} }} }}
+space:
+  dimensions:
+    max_num_seqs: [default, 8]
+    block_size: [default, 16]
+try_first: [{{ block_size: 16 }}, {{ max_num_seqs: 8 }}]
+budget: {{ launches: 6, wall_time: 12m }}
+measurement:
+  warmup: 1s
+  window: 4s
+  longest_window: 5s
+  final_window: 5s
+  requests: 40
+  most_levels: 3
+  saturating_concurrency: 16
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    study = tiny_study(tmp_path)
+    (tmp_path / "real.yaml").write_text(STUDY.format(model=study.model))
+    return tmp_path
+
+
+def autotune(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "autotune", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=720, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def trials(folder: Path) -> list[dict[str, Any]]:
+    shown: list[dict[str, Any]] = json.loads(autotune(folder, "show", "real", "--json"))["trials"]
+    return shown
+
+
+def engines(folder: Path) -> list[psutil.Process]:
+    """Processes that serve this test's model; workers are known by their parents, not by their line."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or ())
+        if f"{folder}/model" in line and "autotune tune" not in line:
+            found += [process, *process.children(recursive=True)]
+    return found
+
+
+def test_kill_9_then_resume_ends_with_a_recommendation(folder: Path) -> None:
+    command = [sys.executable, "-m", "autotune", "tune", "real.yaml"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as tuner:
+        assert tuner.stdout is not None
+        next(line for line in tuner.stdout if "trial 2: loading" in line)
+        running = engines(folder)
+        assert running
+        os.kill(tuner.pid, signal.SIGKILL)
+    gone, left = psutil.wait_procs(running, timeout=30)
+    assert gone
+    assert not left
+    before = trials(folder)
+    assert [t["state"] for t in before] == ["measured", "infeasible", "running"]
+
+    printed = autotune(folder, "resume", "real")
+    assert "vllm serve" in printed
+    shown = trials(folder)
+    assert shown[:2] == before[:2]
+    assert shown[2]["failure_class"] == "interrupted"
+    assert [t["state"] for t in shown[3:]].count("measured") >= 2
+    assert not [t for t in shown if t["state"] == "running"]
+    assert not engines(folder)
+
+    refused = shown[1]
+    assert refused["failure_class"] == "unsupported combination"
+    assert "No common block size for 16" in refused["failure_line"]
+    assert refused["failure_line"] in Path(refused["log"]).read_text()
+
+    slas = json.loads(autotune(folder, "recommend", "real", "--json"))["slas"]
+    assert [sla["name"] for sla in slas] == ["interactive", "bulk"]
+    for sla in slas:
+        assert sla["goodput_tok_per_s"] > 0
+        assert sla["launches"] == 2
+        assert sla["command"].split(" vllm serve ")[1]
+
+
+def test_sigterm_ends_engine_and_study(folder: Path) -> None:
+    command = [sys.executable, "-m", "autotune", "tune", "real.yaml", "--name", "stopped"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as tuner:
+        assert tuner.stdout is not None
+        next(line for line in tuner.stdout if "trial 0: starting" in line)
+        time.sleep(5)  # in the midst of its imports
+        tuner.terminate()
+        rest = tuner.communicate(timeout=60)[0]
+    assert tuner.returncode == 128 + signal.SIGTERM
+    assert "autotune resume stopped" in rest
+    assert not engines(folder)

@@ -1,0 +1,47 @@
+"""One launch of a real vLLM: started, asked, loaded open and closed loop, metered, ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from real_engine import launch, tiny_study
+
+from autotune.domain.power import PowerBasis
+from autotune.domain.scoring import SlaVerdict, score_at
+from autotune.domain.workload import Level
+
+
+@pytest.mark.engine
+def test_a_real_engine_is_launched_measured_and_ended(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    closed, open_loop = Level("chat", concurrency=8), Level("chat", rate_rps=4.0)
+    record = launch(tmp_path, study, {"max_num_seqs": 16}, closed, open_loop)
+
+    assert record.failure is None
+    assert "vllm serve" in record.command
+    assert [m.level for m in record.curve] == [closed, open_loop]
+    for measured in record.curve:
+        assert measured.requests.ok.all()
+        assert (measured.requests.output_tokens == 32).all()
+        assert (measured.requests.prompt_tokens == 64).all()
+        # One token to a chunk: what the server counts is what was timed.
+        assert (measured.requests.chunks == 32).all()
+        assert (np.diff(measured.requests.chunk_s)[np.diff(measured.requests.chunk_owner) == 0] >= 0).all()
+        assert not measured.health.was_limit
+        assert measured.counters["generation_tokens_total"] > 0
+    # No prompt shares a prefix with another, so no cache can flatter the figures.
+    assert record.curve[-1].counters["prefix_cache_hits_total"] == 0
+
+    score = score_at(record.curve, study.slas[0], "chat", 4.0)
+    assert score is not None
+    assert score.verdict is not SlaVerdict.MISSED
+    assert score.power_basis is PowerBasis.ESTIMATED
+    assert score.mean_power_w > 0
+    # What was offered is what came: 4 requests of 32 tokens a second, as Poisson has it.
+    assert 0.4 < score.goodput_tok_per_s / (4.0 * 32) < 1.9
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or ())
+    ]

@@ -1,0 +1,67 @@
+"""What tests on a real vLLM share: where it is, a study of the tiny models, and one launch of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autotune import wiring
+from autotune.adapters.synthetic_model import make_tiny_model
+from autotune.domain.config import EngineConfig
+from autotune.domain.records import LaunchRecord, Purpose
+from autotune.domain.study import StudySpec
+from autotune.domain.workload import Level
+from autotune.runs.launch import Bench, LaunchTask, run_launch
+from launchers.vllm import LAUNCHER
+
+WORKLOAD = {"name": "chat", "input_tokens": 64, "output_tokens": 32}
+SLA = {"name": "any", "attainment": 0.5, "slos": {"e2e": "30s"}}
+MEASUREMENT = {"warmup": "1s", "window": "4s", "final_window": "4s", "start_timeout": "4m"}
+
+
+def tiny_study(folder: Path, *, moe: bool = False, **changes: Any) -> StudySpec:
+    """A study of a tiny model, made in ``folder``; raises InputError where no vLLM is installed."""
+    make_tiny_model(folder / "model", moe=moe)
+    study = StudySpec.model_validate(
+        {
+            "name": "real",
+            "model": str(folder / "model"),
+            "engines": [{"name": "vllm", "fixed": {"context_length": 2048, "eager": True}}],
+            "workloads": [WORKLOAD],
+            "slas": [SLA],
+            "space": {"dimensions": {"max_num_seqs": ["default"]}},
+            "budget": {"launches": 1},
+            "measurement": MEASUREMENT,
+            **changes,
+        }
+    )
+    wiring.environment_for(study, LAUNCHER)
+    return study
+
+
+def launch(
+    folder: Path,
+    study: StudySpec,
+    words: Mapping[str, Any] | None = None,
+    *levels: Level,
+    parser_asked: bool = True,
+) -> LaunchRecord:
+    """Launch the study's defaults with other ``words`` and measure ``levels``.
+
+    ``parser_asked`` false lets through to the engine what its parser is known to refuse.
+    """
+    bench: Bench = wiring.bench_for(study, LAUNCHER)
+    if not parser_asked:
+        bench = replace(bench, environment=replace(bench.environment, flags={}))
+    config: EngineConfig = study.default_config().replaced(words or {})
+    task = LaunchTask(
+        study=study,
+        number=0,
+        purpose=Purpose.SEARCH,
+        config=config,
+        workdir=folder / "logs",
+        levels=levels,
+    )
+    return run_launch(task, bench, lambda _event: None, lambda: False)
