@@ -69,7 +69,7 @@ class LocalEngineHost:
         self._records.mkdir(parents=True, exist_ok=True)
         started: dict[str, EngineProcess] = {}
         with ExitStack() as running:
-            # Engines leave sockets and rendezvous files behind; short, since a socket's path has 107 bytes.
+            # For the sockets and files that engines leave behind; short, a socket's path has 107 bytes.
             scratch = running.enter_context(
                 TemporaryDirectory(prefix="autotune-", ignore_cleanup_errors=True)
             )
