@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 MODELS := .models/tiny-dense/config.json .models/tiny-moe/config.json
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --editable
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:

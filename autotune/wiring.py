@@ -210,6 +210,7 @@ def _study_run(
             config=order.suggestion.config,
             workdir=store.logs(study.name, order.suggestion.number),
             levels=order.levels,
+            must_hold=order.must_hold,
         )
         return run_launch(task, bench, sink, cancelled)
 

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import numpy as np
 import optuna
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from optuna.artifacts import ArtifactMeta, get_all_artifact_meta, upload_artifact
 from optuna.artifacts._protocol import ArtifactStore
+from optuna.artifacts.exceptions import ArtifactNotFound
 
 from autotune.adapters.optuna_search import frozen_trial
 from autotune.domain.config import EngineConfig
@@ -27,6 +28,15 @@ from autotune.domain.workload import Level
 
 LAUNCH_FILE, REQUESTS_FILE, POWER_FILE = "launch.json", "requests.parquet", "power.parquet"
 FORMAT = 1
+_POWER_SCHEMA = pa.schema(
+    {
+        "level": pa.int32(),
+        "device": pa.int32(),
+        "kind": pa.string(),
+        "time_s": pa.float64(),
+        "value": pa.float64(),
+    }
+)
 _REQUEST_COLUMNS = ("due_s", "sent_s", "finished_s", "prompt_tokens", "output_tokens", "status")
 
 
@@ -53,13 +63,13 @@ class ArtifactArchive:
 
     def load(self, study: str, number: int) -> LaunchRecord:
         """Read a launch back; raises InputError where there is none."""
-        trial = frozen_trial(self._study, number)
-        metas = {m.filename: m for m in get_all_artifact_meta(trial, storage=self._storage)}
         try:
-            launch = json.loads(self._open(metas[LAUNCH_FILE]).read())
-            requests = pq.read_table(pa.BufferReader(self._open(metas[REQUESTS_FILE]).read()))
-            power = pq.read_table(pa.BufferReader(self._open(metas[POWER_FILE]).read()))
-        except (KeyError, OSError, pa.ArrowException, optuna.artifacts.exceptions.ArtifactNotFound) as lost:
+            trial = frozen_trial(self._study, number)
+            metas = {m.filename: m for m in get_all_artifact_meta(trial, storage=self._storage)}
+            launch = json.loads(self._read(metas[LAUNCH_FILE]))
+            requests = pq.read_table(pa.BufferReader(self._read(metas[REQUESTS_FILE])))
+            power = pq.read_table(pa.BufferReader(self._read(metas[POWER_FILE])))
+        except (LookupError, ValueError, OSError, pa.ArrowException, ArtifactNotFound) as lost:
             raise InputError(
                 InputProblem(
                     f"archive of {study}, trial {number}",
@@ -69,8 +79,9 @@ class ArtifactArchive:
             ) from lost
         return _read(launch, requests, power)
 
-    def _open(self, meta: ArtifactMeta) -> BinaryIO:
-        return self._store.open_reader(meta.artifact_id)
+    def _read(self, meta: ArtifactMeta) -> bytes:
+        with self._store.open_reader(meta.artifact_id) as file:
+            return file.read()
 
 
 def _write(record: LaunchRecord, folder: Path) -> tuple[Path, ...]:
@@ -146,7 +157,7 @@ def _power_table(curve: LoadCurve) -> pa.Table:
                         }
                     )
                 )
-    return pa.concat_tables(parts) if parts else pa.table({"level": pa.array([], pa.int32())})
+    return pa.concat_tables(parts) if parts else _POWER_SCHEMA.empty_table()
 
 
 def _read(launch: dict[str, Any], requests: pa.Table, power: pa.Table) -> LaunchRecord:

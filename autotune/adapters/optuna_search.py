@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,9 +17,8 @@ from autotune.domain.space import IntRange, SearchSpace
 CONFIG_ATTR = "configuration"
 FEASIBILITY = "runs"
 """Name of the constraint: 1 for a configuration that cannot run, -1 for one that can."""
-REPEATS_BEFORE_SCAN = 30
-"""After so many suggestions that were tried before, the space is scanned for a point that was not."""
-POINTS_SCANNED = 100_000
+REPEATS_BEFORE_GIVEN = 10
+"""After so many suggestions that were tried before, the first point left of the space is given instead."""
 _NOT_JUDGED = Outcome(objectives=(), scored=False)
 
 
@@ -50,7 +48,10 @@ class OptunaSearch:
 
     def ask(self) -> Suggestion | None:
         """Suggest a configuration that no trial had before; None when the space is exhausted."""
-        for _ in range(REPEATS_BEFORE_SCAN):
+        left = self._first_left()
+        if left is None:
+            return None
+        for _ in range(REPEATS_BEFORE_GIVEN):
             trial = self._study.ask()
             point: dict[str, Value] = {}
             for name in self._space.dimensions:
@@ -60,10 +61,7 @@ class OptunaSearch:
             if config.key not in self._tried:
                 return self._opened(trial, config)
             self._study.tell(trial, state=TrialState.FAIL)
-        points = itertools.islice(self._space.points(), POINTS_SCANNED)
-        fresh = (self._space.config_at(self._base, point) for point in points)
-        config_left = next((config for config in fresh if config.key not in self._tried), None)
-        return self.begin(config_left) if config_left else None
+        return self.begin(left)
 
     def begin(self, config: EngineConfig) -> Suggestion:
         """Open a trial for a given configuration; samplers learn from it as far as it lies in the space."""
@@ -82,6 +80,11 @@ class OptunaSearch:
             return
         trial.set_constraint(FEASIBILITY, -1.0 if outcome.feasible else 1.0)
         self._study.tell(trial, list(outcome.objectives))
+
+    def _first_left(self) -> EngineConfig | None:
+        """The first point that no trial had; quick, as hardly more points come before it than were tried."""
+        configs = (self._space.config_at(self._base, point) for point in self._space.points())
+        return next((config for config in configs if config.key not in self._tried), None)
 
     def _opened(self, trial: Trial, config: EngineConfig) -> Suggestion:
         trial.set_user_attr(CONFIG_ATTR, json.dumps(config.words))

@@ -84,7 +84,7 @@ def _narrow(bracket: _Bracket, saturated_rps: float, settings: BoundarySettings)
     met_rps, failed_rps = bracket.met_rps, bracket.failed_rps
     if met_rps is None and failed_rps is not None:
         # Near saturation a half is often enough; far below it the SLA is tight, and steps are longer.
-        lower_rps = failed_rps / (2 if failed_rps > saturated_rps / 2 else 4)
+        lower_rps = failed_rps / (2 if failed_rps > saturated_rps / 4 else 4)
         return lower_rps if lower_rps > saturated_rps / 64 else None
     if met_rps is not None and failed_rps is None:
         higher_rps = met_rps * 4 / 3

@@ -12,17 +12,25 @@ from autotune.domain.stats import Interval
 
 FIGURES = (
     "goodput_tok_per_s",
+    "goodput_tok_per_s_interval",
     "mean_power_w",
     "power_basis",
+    "power_source",
+    "energy_verdict",
+    "energy_reasons",
     "tokens_per_joule",
     "tokens_per_joule_interval",
     "tok_per_s_per_mw",
     "attainment",
     "attainment_interval",
-    "capacity_rps",
-    "operating_rps",
+    "sla_verdict",
+    "requests",
+    "window_s",
     "ttft_s",
     "tpot_s",
+    "capacity_rps",
+    "operating_rps",
+    "launches",
 )
 """Keys that are null where figures are withheld."""
 

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 
 from autotune.domain.measurement import LoadCurve
 from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
-from autotune.domain.scoring import CurveScore, LevelScore, SlaVerdict, score_at, score_curve
+from autotune.domain.scoring import (
+    CurveScore,
+    LevelScore,
+    SlaVerdict,
+    open_levels,
+    score_at,
+    score_curve,
+    score_level,
+)
 from autotune.domain.sla import Sla
 from autotune.domain.study import StudySpec
 
@@ -58,13 +66,23 @@ def standing(candidate: Candidate, sla: Sla, study: StudySpec) -> Standing | Non
     score = candidate.score(sla, study)
     if score.operating is None or score.capacity_rps is None:
         return None
-    again = score_at(candidate.final_curve, sla, study.workload_of(sla), score.operating.rate_rps)
+    again = _confirmation(candidate.final_curve, sla, study.workload_of(sla), score.operating.rate_rps)
     return Standing(
         candidate=candidate,
         capacity_rps=score.capacity_rps,
         figures=again or score.operating,
         confirmed=again is not None,
     )
+
+
+def _confirmation(curve: LoadCurve, sla: Sla, workload: str, rate_rps: float) -> LevelScore | None:
+    """What a final launch shows at an operating point: there or, where it did not hold, at the next below."""
+    at_it = score_at(curve, sla, workload, rate_rps)
+    if at_it is None or at_it.may_hold:
+        return at_it
+    lower = [m for m in open_levels(curve, workload) if (m.level.rate_rps or 0.0) < rate_rps]
+    held = [score for m in lower if (score := score_level(m, sla)).may_hold]
+    return max(held, key=lambda score: score.rate_rps, default=at_it)
 
 
 def recommend(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Recommendation:

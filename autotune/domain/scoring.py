@@ -130,21 +130,18 @@ def score_curve(curve: LoadCurve, sla: Sla, workload: str, *, headroom: float = 
     """Find the SLA's capacity on a workload and its operating point, both from measured levels alone.
 
     Capacity is the highest offered rate whose level met the SLA; where none did, the highest that was kept by
-    requests too few to show it. The operating point is the level measured nearest below ``headroom`` x
-    capacity among those.
+    requests too few to show it. The operating point is the level nearest below ``headroom`` x capacity that
+    held.
     """
     scored = [score_level(m, sla) for m in open_levels(curve, workload)]
-    met = sorted(holding(scored), key=lambda s: s.rate_rps)
-    peak = max((s.goodput_tok_per_s for s in scored), default=0.0)
-    if not met:
-        return CurveScore(sla=sla.name, capacity_rps=None, operating=None, peak_goodput_tok_per_s=peak)
-    capacity_rps = met[-1].rate_rps
-    below = [s for s in met if s.rate_rps <= headroom * capacity_rps * (1 + SAME_RATE)]
+    capacity_rps = max((s.rate_rps for s in holding(scored)), default=None)
+    limit_rps = headroom * (capacity_rps or 0.0) * (1 + SAME_RATE)
+    below = [s for s in scored if s.may_hold and s.rate_rps <= limit_rps]
     return CurveScore(
         sla=sla.name,
         capacity_rps=capacity_rps,
-        operating=below[-1] if below else None,
-        peak_goodput_tok_per_s=peak,
+        operating=max(below, key=lambda s: s.rate_rps, default=None),
+        peak_goodput_tok_per_s=max((s.goodput_tok_per_s for s in scored), default=0.0),
     )
 
 

@@ -38,7 +38,7 @@ from autotune.domain.workload import Level, LoadPlan, PlannedRequest
 from autotune.runs.levels import (
     EngineDiedUnderLoadError,
     LoadBench,
-    fixed_levels,
+    given_levels,
     measure_levels,
     search_levels,
 )
@@ -65,7 +65,8 @@ class Bench:
 class LaunchTask:
     """What to launch and measure: plain data.
 
-    ``levels`` is None to search for the load boundary, else the levels to measure (finals).
+    ``levels`` is None to search for the load boundary, else the levels to measure (finals), with the names of
+    the SLAs that must hold at one of them.
     """
 
     study: StudySpec
@@ -74,6 +75,7 @@ class LaunchTask:
     config: EngineConfig
     workdir: Path
     levels: tuple[Level, ...] | None = None
+    must_hold: tuple[str, ...] = ()
 
 
 def run_launch(task: LaunchTask, bench: Bench, sink: EventSink, cancelled: Cancelled) -> LaunchRecord:
@@ -174,7 +176,11 @@ class _Launch:
             if chosen is None:
                 levels = search_levels(study, workload)
             else:
-                levels = fixed_levels(tuple(level for level in chosen if level.workload == workload))
+                levels = given_levels(
+                    study,
+                    tuple(level for level in chosen if level.workload == workload),
+                    tuple(sla for sla in study.slas_on(workload) if sla.name in self._task.must_hold),
+                )
             try:
                 for measurement in measure_levels(bench, study, levels, final=chosen is not None):
                     self._keep(measurement)

@@ -13,6 +13,8 @@ from autotune.domain.hardware import Device
 from autotune.domain.measurement import LoadCurve, Measurement, RequestTable
 from autotune.domain.ports import Cancelled, EventSink, LoadDriver, PowerMeter, RunningEngine
 from autotune.domain.power import Window
+from autotune.domain.scoring import score_level
+from autotune.domain.sla import Sla
 from autotune.domain.study import MeasurementSpec, StudySpec
 from autotune.domain.workload import Level, plan_load
 
@@ -55,9 +57,26 @@ def search_levels(study: StudySpec, workload: str) -> Levels:
     return lambda curve: next_level(curve, slas, workload, settings)
 
 
-def fixed_levels(levels: tuple[Level, ...]) -> Levels:
-    """Given levels, in order: what finals measure."""
-    return lambda curve: levels[len(curve)] if len(curve) < len(levels) else Stop("all levels measured")
+MOST_RETREATS = 2
+
+
+def given_levels(study: StudySpec, levels: tuple[Level, ...], must_hold: tuple[Sla, ...]) -> Levels:
+    """Given levels, in order: what finals measure.
+
+    Where an SLA of ``must_hold`` held at none of them, a lower one follows, MOST_RETREATS times at most: a
+    launch that is a little slower than the one before it has an operating point too.
+    """
+
+    def choose(curve: LoadCurve) -> Level | Stop:
+        if len(curve) < len(levels):
+            return levels[len(curve)]
+        lost = [sla for sla in must_hold if not any(score_level(m, sla).may_hold for m in curve)]
+        if not lost or len(curve) >= len(levels) + MOST_RETREATS:
+            return Stop("all levels measured")
+        lowest_rps = min(m.level.rate_rps for m in curve if m.level.rate_rps is not None)
+        return Level(curve[-1].level.workload, rate_rps=study.measurement.headroom * lowest_rps)
+
+    return choose
 
 
 def measure_levels(

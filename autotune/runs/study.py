@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 
+from autotune.domain import budget
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import BenchError, DevicesBusyError, InfeasibleConfigError, StudyCancelledError
 from autotune.domain.events import Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
@@ -51,11 +51,12 @@ class StudyParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOrder:
-    """One launch to carry out; ``levels`` as in LaunchTask."""
+    """One launch to carry out; ``levels`` and ``must_hold`` as in LaunchTask."""
 
     suggestion: Suggestion
     purpose: Purpose
     levels: tuple[Level, ...] | None = None
+    must_hold: tuple[str, ...] = ()
     final_of: int | None = None
 
 
@@ -84,9 +85,9 @@ class StudyRun:
         """Search, then run the finals; raises StudyCancelledError, BenchError."""
         for purpose, config in self._first():
             # References come before finals: a small budget buys the figures of what runs today.
-            if self._may_launch(finals_ahead=None if purpose is Purpose.SEARCH else 0):
+            if self._may_launch(then_finals=purpose is Purpose.SEARCH):
                 self._try(self._parts.search.begin(config), purpose)
-        while self._may_launch() and (suggestion := self._parts.search.ask()) is not None:
+        while self._may_launch(then_finals=True) and (suggestion := self._parts.search.ask()) is not None:
             self._try(suggestion, Purpose.SEARCH)
         self._finals()
 
@@ -220,47 +221,44 @@ class StudyRun:
                 self._parts.sink(Incumbent(sla, row.number, row.config, score))
 
     def _finals(self) -> None:
-        done = {row.final_of for row in self._rows.values() if _was_launched(row)}
+        done = {row.final_of for row in self._rows.values() if budget.was_judged(row)}
         for candidate in finalists(self._study, self._candidates()):
-            if candidate.row.number in done or not self._may_launch(finals_ahead=0):
+            if candidate.row.number in done or not self._covers(
+                budget.finals(tuple(self._rows.values()), self._study, 1)
+            ):
                 continue
-            levels = self._final_levels(candidate)
+            points = self._operating_points(candidate)
             self._launch(
                 LaunchOrder(
                     suggestion=self._parts.search.begin(candidate.row.config),
                     purpose=Purpose.FINAL,
-                    levels=levels,
+                    levels=tuple(dict.fromkeys(points.values())),
+                    must_hold=tuple(points),
                     final_of=candidate.row.number,
                 )
             )
 
-    def _final_levels(self, candidate: Candidate) -> tuple[Level, ...]:
-        """The candidate's own operating point for every SLA, each rate once."""
-        levels: dict[Level, None] = {}
+    def _operating_points(self, candidate: Candidate) -> dict[str, Level]:
+        """The candidate's own operating point for every SLA that it met."""
+        points = {}
         for sla in self._study.slas:
             operating = candidate.score(sla, self._study).operating
             if operating is not None:
-                levels[Level(self._study.workload_of(sla), rate_rps=operating.rate_rps)] = None
-        return tuple(levels)
+                points[sla.name] = Level(self._study.workload_of(sla), rate_rps=operating.rate_rps)
+        return points
 
-    def _may_launch(self, finals_ahead: int | None = None) -> bool:
-        """Whether the budget covers one more launch and the finals to come after it."""
-        if finals_ahead is None:
-            finals_ahead = len(self._study.slas) + 1 + (self._parts.baseline is not None)
-        wanted = 1 + finals_ahead
-        budget = self._study.budget
-        rows = self._rows.values()
-        launched = [row for row in rows if _was_launched(row)]
-        if budget.launches is not None and len(launched) + wanted > budget.launches:
-            return False
-        typical_s = median([row.total_s for row in launched] or [0.0])
-        if budget.wall_time is not None and self.spent_s + wanted * typical_s > budget.wall_time:
-            return False
-        if budget.accelerator_hours is not None:
-            typical_h = median([_accelerator_h(row) for row in launched] or [0.0])
-            spent_h = sum(_accelerator_h(row) for row in rows)
-            return spent_h + wanted * typical_h <= budget.accelerator_hours
-        return True
+    def _may_launch(self, *, then_finals: bool) -> bool:
+        """Whether the budget covers one more launch, and all finals after it."""
+        rows = tuple(self._rows.values())
+        ahead = budget.next_launch(rows)
+        if then_finals:
+            count = len(self._study.slas) + 1 + (self._parts.baseline is not None)
+            ahead += budget.finals(rows, self._study, count)
+        return self._covers(ahead)
+
+    def _covers(self, ahead: budget.Spend) -> bool:
+        spent = budget.spent(tuple(self._rows.values()), self.spent_s)
+        return budget.covers(self._study.budget, spent + ahead)
 
     def _candidates(self) -> Sequence[Candidate]:
         return candidates_of(tuple(self._rows.values()), tuple(self._records.values()))
@@ -301,15 +299,5 @@ def interrupted(row: TrialRow) -> TrialRow:
     )
 
 
-def _accelerator_h(row: TrialRow) -> float:
-    """Devices held x hours."""
-    return row.config.ranks * row.total_s / 3600
-
-
 def _is_interrupted(row: TrialRow) -> bool:
     return row.failure_class == FailureClass.INTERRUPTED
-
-
-def _was_launched(row: TrialRow) -> bool:
-    """Whether a row counts against the budget: engines that were started and judged."""
-    return row.state in {TrialState.MEASURED, TrialState.INFEASIBLE, TrialState.CENSORED}

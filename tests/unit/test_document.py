@@ -1,0 +1,189 @@
+"""What pipelines read: every key is always there, and null only with a reason."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakes import curve, study_spec
+
+from autotune.domain.config import EngineConfig
+from autotune.domain.document import recommendation_document, studies_document, trials_document
+from autotune.domain.power import PowerBasis
+from autotune.domain.recommendation import Candidate, recommend
+from autotune.domain.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
+from autotune.domain.study import StudySpec
+
+FIGURES = {
+    "goodput_tok_per_s",
+    "mean_power_w",
+    "power_basis",
+    "tokens_per_joule",
+    "tokens_per_joule_interval",
+    "attainment",
+    "attainment_interval",
+}
+"""The figures that the contract with pipelines names."""
+STUDY = study_spec()
+
+
+def candidate(number: int, purpose: Purpose = Purpose.SEARCH, *, watts: float = 100.0) -> Candidate:
+    row = TrialRow(
+        study="small",
+        number=number,
+        purpose=purpose,
+        state=TrialState.MEASURED,
+        config=EngineConfig(engine="fake", max_num_seqs=number + 1),
+    )
+    final = curve((4.0,), watts=watts)
+    return Candidate(row=row, curve=curve(watts=watts), command=f"serve {number}", final_curve=final)
+
+
+def slas(candidates: list[Candidate], study: StudySpec = STUDY) -> list[dict[str, Any]]:
+    """The document's SLAs, as a pipeline reads them back."""
+    document = recommendation_document(study.name, [recommend(study, sla, candidates) for sla in study.slas])
+    read = json.loads(json.dumps(document, allow_nan=False))
+    assert set(read) == {"study", "slas"}
+    assert read["study"] == study.name
+    return list(read["slas"])
+
+
+ALL = [candidate(0, Purpose.DEFAULTS, watts=200.0), candidate(1)]
+
+
+def test_an_answer_has_its_configuration_its_command_and_its_figures() -> None:
+    fast, slow = slas(ALL)
+    assert [fast["name"], slow["name"]] == ["fast", "slow"]
+    assert fast["configuration"] == {"max_num_seqs": 2}
+    assert fast["command"] == "serve 1"
+    assert fast["trial"] == 1
+    assert fast["reason"] is None
+    assert fast["goodput_tok_per_s"] == pytest.approx(20, rel=0.01)
+    assert fast["mean_power_w"] == pytest.approx(100)
+    assert fast["power_basis"] == "gpu"
+    assert fast["tokens_per_joule"] == pytest.approx(0.2, rel=0.01)
+    low, high = fast["tokens_per_joule_interval"]
+    assert low <= fast["tokens_per_joule"] + 1e-9
+    assert fast["tokens_per_joule"] <= high + 1e-9
+    assert fast["attainment"] == 1.0
+    assert fast["attainment_interval"][1] == pytest.approx(1.0)
+    assert fast["launches"] == 2
+
+
+def test_the_defaults_stand_beside_it_with_the_same_figures() -> None:
+    for sla in slas(ALL):
+        assert set(sla["baseline"]) >= FIGURES | {"configuration", "command", "reason"}
+        assert sla["baseline"]["mean_power_w"] == pytest.approx(200)
+        assert sla["baseline"]["command"] == "serve 0"
+        assert sla["baseline"]["reason"] is None
+
+
+def nothing_met() -> list[Candidate]:
+    slow = [replace(c, curve=curve(capacity_rps=1.0), final_curve=()) for c in ALL]
+    return [replace(c, curve=c.curve[:0]) for c in slow]
+
+
+def test_a_withheld_answer_is_null_with_a_reason() -> None:
+    for sla in slas(nothing_met()):
+        assert all(sla[key] is None for key in FIGURES | {"configuration", "command", "trial"})
+        assert sla["reason"] == f"no configuration met {sla['name']} at any measured load"
+        assert all(sla["baseline"][key] is None for key in FIGURES | {"configuration", "command"})
+        assert sla["baseline"]["reason"] == f"the engine's defaults met {sla['name']} at no measured load"
+
+
+@pytest.mark.parametrize("candidates", [ALL, nothing_met(), []])
+def test_the_contracts_keys_are_always_there(candidates: list[Candidate]) -> None:
+    keys = FIGURES | {"name", "configuration", "command", "baseline", "reason"}
+    for sla in slas(candidates):
+        assert keys <= set(sla)
+        assert set(sla["baseline"]) >= FIGURES | {"reason"}
+        # A null is explained: by the reason of the same object.
+        for part in (sla, sla["baseline"]):
+            assert part["reason"] or all(part[key] is not None for key in FIGURES)
+
+
+def test_answered_and_withheld_have_the_same_keys() -> None:
+    (answered, _), (withheld, _) = slas(ALL), slas(nothing_met())
+    assert set(answered) == set(withheld)
+    assert set(answered["baseline"]) == set(withheld["baseline"])
+
+
+def test_production_appears_where_the_study_has_it() -> None:
+    study = study_spec(baseline="serve")
+    (without, _), (with_it, _) = slas(ALL), slas([*ALL, candidate(2, Purpose.BASELINE, watts=150.0)], study)
+    assert without["production"] is None
+    assert with_it["production"]["mean_power_w"] == pytest.approx(150)
+    (missing, _) = slas(ALL, study)
+    assert missing["production"]["reason"] == "production's configuration met fast at no measured load"
+
+
+def test_energy_that_was_not_measured_is_null_and_not_zero() -> None:
+    def gapped(of: Candidate) -> Candidate:
+        broken = tuple(
+            replace(m, power=replace(m.power, basis=PowerBasis.ESTIMATED, period_s=1e-6))
+            for m in of.final_curve
+        )
+        return replace(of, final_curve=broken)
+
+    fast, _ = slas([gapped(c) for c in ALL])
+    assert (fast["mean_power_w"], fast["tokens_per_joule"], fast["tokens_per_joule_interval"]) == (
+        None,
+        None,
+        None,
+    )
+    assert fast["energy_verdict"] == "invalid"
+    assert fast["energy_reasons"] == ["gap:gpu-0"]
+    assert fast["goodput_tok_per_s"] > 0
+
+
+def test_trials_tell_what_became_of_each() -> None:
+    rows = [
+        TrialRow(
+            study="small",
+            number=3,
+            purpose=Purpose.FINAL,
+            state=TrialState.INFEASIBLE,
+            config=EngineConfig(engine="fake", eager=True),
+            final_of=1,
+            failure_class="out of memory",
+            failure_line="the line",
+            log_path="/logs/engine.log",
+        )
+    ]
+    document = json.loads(json.dumps(trials_document("small", rows)))
+    assert document == {
+        "study": "small",
+        "trials": [
+            {
+                "number": 3,
+                "purpose": "final",
+                "final_of": 1,
+                "state": "infeasible",
+                "configuration": {"eager": True},
+                "command": None,
+                "failure_class": "out of memory",
+                "failure_line": "the line",
+                "log": "/logs/engine.log",
+                "launch_s": 0.0,
+                "load_s": 0.0,
+                "total_s": 0.0,
+                "objectives": {},
+            }
+        ],
+    }
+
+
+def test_studies_are_listed() -> None:
+    row = StudyRow(
+        name="one",
+        spec="{}",
+        status=StudyStatus.FINISHED,
+        owner="host 1 2",
+        spent_s=5.0,
+        started_at="2026-01-01",
+    )
+    assert json.loads(json.dumps(studies_document([row]))) == {
+        "studies": [{"study": "one", "status": "finished", "started_at": "2026-01-01", "spent_s": 5.0}]
+    }

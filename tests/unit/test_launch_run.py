@@ -1,0 +1,242 @@
+"""One launch, on fakes of engine, load and meter: what is measured, and what its failures become."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fakes import (
+    ENVIRONMENT,
+    Events,
+    FakeDriver,
+    FakeHost,
+    FakeInventory,
+    FakeLauncher,
+    FakeMeter,
+    never,
+    study_spec,
+)
+
+from autotune.domain.config import EngineConfig
+from autotune.domain.errors import BenchError, DevicesBusyError, StudyCancelledError
+from autotune.domain.events import LevelMeasured, LevelStarted, PhaseChanged
+from autotune.domain.launch import EngineDiedError, Evidence, FailureClass, Phase
+from autotune.domain.model import ModelShape
+from autotune.domain.records import LaunchRecord, Purpose
+from autotune.domain.study import StudySpec
+from autotune.domain.workload import Level
+from autotune.runs.launch import Bench, LaunchTask, run_launch
+
+QUICK = {
+    "warmup": "1s",
+    "window": "2s",
+    "longest_window": "4s",
+    "final_window": "6s",
+    "requests": 40,
+    "most_levels": 3,
+    "saturating_concurrency": 2,
+}
+DEAD_AT_START = EngineDiedError(
+    Evidence(phase=Phase.STARTING, exit_code=1, log="out of memory"), Path("engine.log")
+)
+
+
+class Parts:
+    """The fakes of one launch, to look at afterwards."""
+
+    def __init__(
+        self,
+        *,
+        driver: FakeDriver | None = None,
+        failure_class: FailureClass = FailureClass.UNRECOGNISED,
+        error: Exception | None = None,
+        busy: bool = False,
+        model: ModelShape | None = None,
+    ) -> None:
+        self.driver, self.host = driver or FakeDriver(), FakeHost(error)
+        self.inventory, self.launcher = FakeInventory(busy=busy), FakeLauncher(failure_class)
+        self.events, self.model = Events(), model
+
+    def run(
+        self, tmp_path: Path, *, levels: tuple[Level, ...] | None = None, study: StudySpec | None = None
+    ) -> LaunchRecord:
+        task = LaunchTask(
+            study=study or study_spec(measurement=QUICK),
+            number=7,
+            purpose=Purpose.FINAL if levels else Purpose.SEARCH,
+            config=EngineConfig(engine="fake", tensor_parallel=2),
+            workdir=tmp_path,
+            levels=levels,
+        )
+        bench = Bench(
+            launcher=self.launcher,
+            environment=ENVIRONMENT,
+            inventory=self.inventory,
+            host=self.host,
+            driver=self.driver,
+            meter=FakeMeter(),
+            model=self.model,
+            versions={"fake": "1"},
+        )
+        try:
+            return run_launch(task, bench, self.events, never)
+        finally:
+            assert (self.host.running, self.inventory.leased) == (0, 0), "something was left running or held"
+
+    @property
+    def phases(self) -> list[Phase]:
+        return [event.phase for event in self.events.of(PhaseChanged)]
+
+
+def test_a_sound_launch_is_measured_closed_loop_first_then_at_offered_rates(tmp_path: Path) -> None:
+    parts = Parts()
+    record = parts.run(tmp_path)
+    assert record.failure is None
+    assert record.curve[0].level == Level("chat", concurrency=2)
+    assert len(record.curve) == 4
+    assert all(m.level.rate_rps for m in record.curve[1:])
+    assert parts.phases == [Phase.STARTING, Phase.FIRST_REQUEST, Phase.LOADING, Phase.STOPPING]
+    assert record.command == "serve some/model --port 8000"
+    assert (record.study, record.number, record.versions) == ("small", 7, {"fake": "1"})
+    assert record.curve[0].counters == {"preemptions": 2.0}
+
+
+def test_every_device_of_the_configuration_is_leased_and_metered(tmp_path: Path) -> None:
+    parts = Parts()
+    record = parts.run(tmp_path)
+    assert [d.uid for d in record.curve[0].power.devices] == ["gpu-0", "gpu-1"]
+    assert len(parts.host.launches[0].processes[0].devices) == 2
+
+
+def test_levels_are_announced_and_told(tmp_path: Path) -> None:
+    parts = Parts()
+    record = parts.run(tmp_path)
+    levels = [m.level for m in record.curve]
+    assert [event.level for event in parts.events.of(LevelStarted)] == levels
+    assert [event.level for event in parts.events.of(LevelMeasured)] == levels
+
+
+def test_the_window_starts_after_the_warmup_and_is_as_long_as_the_requests_want(tmp_path: Path) -> None:
+    levels = (Level("chat", rate_rps=16.0),)
+    study = study_spec(measurement=QUICK)
+    searched = Parts().run(tmp_path, study=study).curve[1]
+    assert searched.window.start_s == pytest.approx(1.0)
+    rate = searched.level.rate_rps or 0.0
+    assert searched.window.length_s == pytest.approx(min(max(40 / rate, 2.0), 4.0))
+    (final,) = Parts().run(tmp_path, study=study, levels=levels).curve
+    assert (final.window.start_s, final.window.length_s) == pytest.approx((1.0, 6.0))
+
+
+def test_finals_measure_exactly_the_given_levels(tmp_path: Path) -> None:
+    levels = (Level("chat", rate_rps=9.0), Level("chat", rate_rps=3.0))
+    record = Parts().run(tmp_path, levels=levels)
+    assert tuple(m.level for m in record.curve) == levels
+
+
+def test_finals_of_two_workloads_drive_each_level_with_its_own(tmp_path: Path) -> None:
+    study = study_spec(
+        measurement=QUICK,
+        workloads=[
+            {"name": "chat", "input_tokens": 8, "output_tokens": 5},
+            {"name": "code", "input_tokens": 4, "output_tokens": 3},
+        ],
+    )
+    levels = (Level("code", rate_rps=9.0), Level("chat", rate_rps=3.0))
+    parts = Parts()
+    record = parts.run(tmp_path, levels=levels, study=study)
+    assert {m.level for m in record.curve} == set(levels)
+    lengths = {plan.requests[0].output_tokens for plan in parts.driver.plans[1:]}
+    assert lengths == {3, 5}
+
+
+def test_no_prompt_is_sent_twice_to_an_engine(tmp_path: Path) -> None:
+    parts = Parts(driver=FakeDriver(lag_s=[0.0, 1.0]))
+    parts.run(tmp_path)
+    prompts = [r.prompt for plan in parts.driver.plans for r in plan.requests]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_prompts_stay_within_the_models_vocabulary(tmp_path: Path) -> None:
+    shape = ModelShape(attention_heads=2, kv_heads=2, layers=2, vocab_size=300, experts=0, most_positions=100)
+    parts = Parts(model=shape)
+    parts.run(tmp_path)
+    assert max(max(r.prompt) for plan in parts.driver.plans for r in plan.requests) < 300
+
+
+def test_the_studys_deadline_holds_for_every_request(tmp_path: Path) -> None:
+    parts = Parts()
+    parts.run(tmp_path, study=study_spec(measurement=QUICK | {"request_timeout": "7s"}))
+    assert {plan.request_timeout_s for plan in parts.driver.plans} == {7.0}
+
+
+def test_an_engine_that_dies_of_its_first_request_is_classified_as_such(tmp_path: Path) -> None:
+    parts = Parts(
+        driver=FakeDriver(first_error="stream ended early"), failure_class=FailureClass.DIED_AT_FIRST_REQUEST
+    )
+    record = parts.run(tmp_path)
+    assert record.failure is not None
+    assert record.failure.phase is Phase.FIRST_REQUEST
+    assert record.failure.line == "stream ended early"
+    assert record.curve == ()
+    assert record.load_s == 0
+    assert Phase.LOADING not in parts.phases
+
+
+def test_an_engine_that_never_starts_leaves_a_record_with_its_command(tmp_path: Path) -> None:
+    parts = Parts(error=DEAD_AT_START, failure_class=FailureClass.OUT_OF_MEMORY)
+    record = parts.run(tmp_path)
+    assert record.failure is not None
+    assert (record.failure.failure_class, record.failure.line) == ("out of memory", "out of memory")
+    assert record.command == "serve some/model --port 8000"
+    assert parts.driver.plans == []
+
+
+def test_death_under_load_keeps_the_curve_so_far(tmp_path: Path) -> None:
+    # Drives: the first request, the closed loop, an open-loop level, and the one that kills.
+    parts = Parts(driver=FakeDriver(dies_at_drive=3), failure_class=FailureClass.DIED_UNDER_LOAD)
+    record = parts.run(tmp_path)
+    assert len(record.curve) == 2
+    assert record.failure is not None
+    assert record.failure.phase is Phase.LOADING
+    dying = parts.events.of(LevelStarted)[-1].level.label
+    assert parts.launcher.seen[0].stream_error == dying
+
+
+def test_a_level_in_which_the_client_was_late_is_driven_once_more(tmp_path: Path) -> None:
+    parts = Parts(driver=FakeDriver(lag_s=[0.0, 1.0]))
+    record = parts.run(tmp_path)
+    assert record.curve[0].health.lag_p99_s == 0.0
+    assert [event.level.concurrency for event in parts.events.of(LevelStarted)][:2] == [2, 2]
+    assert [event.level.concurrency for event in parts.events.of(LevelMeasured)].count(2) == 1
+
+
+def test_a_client_that_is_late_again_broke_the_bench(tmp_path: Path) -> None:
+    parts = Parts(driver=FakeDriver(lag_s=[0.0, 1.0, 0.5]))
+    with pytest.raises(BenchError, match=r"client was the limit at 2 concurrent.*500 ms"):
+        parts.run(tmp_path)
+
+
+@pytest.mark.parametrize("failure_class", [FailureClass.PORT_TAKEN, FailureClass.NODE_FAULT])
+def test_a_failure_of_the_bench_is_no_record_of_the_configuration(
+    tmp_path: Path, failure_class: FailureClass
+) -> None:
+    with pytest.raises(BenchError, match=f"{failure_class} while starting: out of memory"):
+        Parts(error=DEAD_AT_START, failure_class=failure_class).run(tmp_path)
+
+
+def test_a_timeout_at_the_start_is_recorded(tmp_path: Path) -> None:
+    record = Parts(error=DEAD_AT_START, failure_class=FailureClass.START_TIMEOUT).run(tmp_path)
+    assert record.failure is not None
+    assert record.failure.reaction == "censored"
+
+
+def test_devices_held_by_another_stop_the_launch_before_it_starts(tmp_path: Path) -> None:
+    parts = Parts(busy=True)
+    with pytest.raises(DevicesBusyError, match="study small, trial 7"):
+        parts.run(tmp_path)
+    assert parts.host.launches == []
+
+
+def test_a_wish_to_stop_passes_through(tmp_path: Path) -> None:
+    with pytest.raises(StudyCancelledError):
+        Parts(error=StudyCancelledError("stopped")).run(tmp_path)

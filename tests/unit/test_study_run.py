@@ -1,0 +1,452 @@
+"""The study loop: what is launched, in which order, within which budget, and what becomes of failures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fakes import Events, FakeArchive, FakeCatalog, FakeClock, FakeSearch, curve, hardware, never, study_spec
+
+from autotune.domain.config import EngineConfig
+from autotune.domain.errors import BenchError, DevicesBusyError, InfeasibleConfigError, StudyCancelledError
+from autotune.domain.events import Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
+from autotune.domain.feasibility import Setting
+from autotune.domain.launch import Failure, FailureClass, Phase
+from autotune.domain.measurement import LoadCurve
+from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
+from autotune.domain.study import StudySpec
+from autotune.runs import study as study_module
+from autotune.runs.study import LaunchOrder, StudyParts, StudyRun, settle_interrupted
+
+LAUNCH_S = 60.0
+Launch = Callable[[LaunchOrder], LaunchRecord]
+
+
+def record(
+    order: LaunchOrder, *, measured: LoadCurve | None = None, failure: Failure | None = None
+) -> LaunchRecord:
+    """A launch that held 5 req/s; configurations that decode more requests together draw fewer watts."""
+    config = order.suggestion.config
+    watts = 200.0 - 5 * (config.max_num_seqs or 0)
+    rates = tuple(level.rate_rps or 0.0 for level in order.levels) if order.levels else (4.0, 5.0)
+    return LaunchRecord(
+        study="small",
+        number=order.suggestion.number,
+        purpose=order.purpose,
+        config=config,
+        model="some/model",
+        command=f"serve {config.label()}",
+        curve=curve(rates, watts=watts) if measured is None else measured,
+        versions={},
+        launch_s=1.0,
+        load_s=2.0,
+        failure=failure,
+    )
+
+
+def failed(failure_class: FailureClass, phase: Phase = Phase.STARTING) -> Failure:
+    return Failure(failure_class=failure_class, phase=phase, line="the telling line", exit_code=1)
+
+
+class Bench:
+    """A study run on fakes; ``launch`` decides what each order yields."""
+
+    def __init__(
+        self,
+        study: StudySpec,
+        tmp_path: Path,
+        launch: Launch = record,
+        *,
+        baseline: EngineConfig | None = None,
+        clock: FakeClock | None = None,
+    ) -> None:
+        self.study, self.launch, self.baseline = study, launch, baseline
+        self.clock = clock or FakeClock()
+        self.catalog, self.archive, self.events = FakeCatalog(), FakeArchive(), Events()
+        self.search = FakeSearch(study.space, study.default_config())
+        self.orders: list[LaunchOrder] = []
+        self.tmp_path = tmp_path
+
+    def run(self, *, spent_s: float = 0.0) -> None:
+        setting = Setting(
+            hardware=hardware(2), model=None, requirements=self.study.requirements, longest_request_tokens=13
+        )
+        parts = StudyParts(
+            study=self.study,
+            setting=setting,
+            baseline=self.baseline,
+            search=self.search,
+            archive=self.archive,
+            catalog=self.catalog,
+            launch=self._launch,
+            workdir=self._workdir,
+            sink=self.events,
+            cancelled=never,
+        )
+        StudyRun(parts, spent_s=spent_s).run()
+
+    def resume(self) -> None:
+        """Go on in another process, of which only catalog and archive know the past."""
+        rows = settle_interrupted(self.catalog, self.study.name)
+        # As many numbers as rows are taken; the search knows every configuration that was judged.
+        tried = [row.config for row in rows]
+        self.search = FakeSearch(self.study.space, self.study.default_config(), tried)
+        self.orders = []
+        self.run()
+
+    def _launch(self, order: LaunchOrder) -> LaunchRecord:
+        self.orders.append(order)
+        self.clock.now_s += LAUNCH_S
+        return self.launch(order)
+
+    def _workdir(self, number: int) -> Path:
+        return self.tmp_path / str(number)
+
+    @property
+    def rows(self) -> tuple[TrialRow, ...]:
+        return self.catalog.trials(self.study.name)
+
+    def row(self, **words: object) -> TrialRow:
+        """The first row of a configuration."""
+        return next(row for row in self.rows if row.config.words == words)
+
+    @property
+    def launched(self) -> list[tuple[str, str]]:
+        return [(order.purpose.value, order.suggestion.config.label()) for order in self.orders]
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    fake = FakeClock()
+    monkeypatch.setattr(study_module, "time", fake)
+    return fake
+
+
+ONE_DIMENSION = {"dimensions": {"max_num_seqs": ["default", 4, 8, 16]}}
+PRODUCTION = EngineConfig(engine="fake", max_num_seqs=2)
+
+
+def test_baseline_then_defaults_then_recipes_then_the_search_then_finals(tmp_path: Path) -> None:
+    study = study_spec(
+        space=ONE_DIMENSION, try_first=[{"max_num_seqs": 16}], baseline="serve", budget={"launches": 20}
+    )
+    bench = Bench(study, tmp_path, baseline=PRODUCTION)
+    bench.run()
+    assert bench.launched == [
+        ("baseline", "max_num_seqs=2"),
+        ("defaults", "engine defaults"),
+        ("search", "max_num_seqs=16"),
+        ("search", "max_num_seqs=4"),
+        ("search", "max_num_seqs=8"),
+        ("final", "max_num_seqs=16"),
+        ("final", "max_num_seqs=2"),
+        ("final", "engine defaults"),
+    ]
+
+
+def test_a_recipe_may_leave_a_word_to_the_engine(tmp_path: Path) -> None:
+    study = study_spec(
+        space=ONE_DIMENSION,
+        try_first=[{"max_num_seqs": "default", "eager": True}],
+        budget={"launches": 5},
+    )
+    bench = Bench(study, tmp_path)
+    bench.run()
+    assert ("search", "eager") in bench.launched
+
+
+def test_finals_measure_the_candidates_own_operating_points(tmp_path: Path) -> None:
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path)
+    bench.run()
+    finals = [order for order in bench.orders if order.purpose is Purpose.FINAL]
+    # Both SLAs are held at 5 req/s, and operate at 0.8 of it: one level for both.
+    assert {tuple(level.rate_rps for level in order.levels or ()) for order in finals} == {(4.0,)}
+    assert {order.final_of for order in finals} == {
+        bench.row(max_num_seqs=16).number,
+        bench.row().number,
+    }
+    assert all(order.suggestion.number != order.final_of for order in finals)
+
+
+@pytest.mark.parametrize("launches", range(1, 9))
+def test_a_budget_of_launches_is_never_passed_and_pays_for_the_finals(tmp_path: Path, launches: int) -> None:
+    bench = Bench(study_spec(space=ONE_DIMENSION, budget={"launches": launches}), tmp_path)
+    bench.run()
+    purposes = [purpose for purpose, _ in bench.launched]
+    # Three finals may be needed, a winner for each SLA and the defaults; two are, or one of the defaults.
+    searched = min(max(launches - 4, 0), 3)
+    finals = min(launches - 1, 2 if searched else 1)
+    assert purposes == ["defaults"] + ["search"] * searched + ["final"] * finals
+    assert len(purposes) <= launches
+
+
+def test_a_budget_for_nothing_but_one_launch_goes_to_the_defaults(tmp_path: Path) -> None:
+    bench = Bench(study_spec(budget={"launches": 1}), tmp_path)
+    bench.run()
+    assert bench.launched == [("defaults", "engine defaults")]
+
+
+def test_wall_time_is_kept_with_the_finals_in_it(tmp_path: Path, clock: FakeClock) -> None:
+    bench = Bench(study_spec(budget={"wall_time": "6m30s"}), tmp_path, clock=clock)
+    bench.run()
+    # Each launch takes a minute, and three minutes are kept for the finals, of which there are two.
+    assert [purpose for purpose, _ in bench.launched] == ["defaults", "search", "search", "final", "final"]
+
+
+def test_wall_time_spent_before_an_interruption_counts(tmp_path: Path, clock: FakeClock) -> None:
+    bench = Bench(study_spec(budget={"wall_time": "10m"}), tmp_path, clock=clock)
+    bench.run(spent_s=601.0)
+    assert bench.orders == []
+
+
+def test_accelerator_hours_count_every_device(tmp_path: Path, clock: FakeClock) -> None:
+    spans_two = {"dimensions": {"max_num_seqs": [4, 8, 16]}}
+    study = study_spec(
+        engines=[{"name": "fake", "fixed": {"tensor_parallel": 2}}],
+        space=spans_two,
+        budget={"accelerator_hours": 10 / 60},
+        measurement={"warmup": "1s", "final_window": "9s"},
+    )
+    bench = Bench(study, tmp_path, clock=clock)
+    bench.run()
+    # Ten device-minutes are five launches of a minute on two devices.
+    held_h = sum(order.suggestion.config.ranks for order in bench.orders) * LAUNCH_S / 3600
+    assert held_h <= 10 / 60
+    assert [purpose for purpose, _ in bench.launched] == ["defaults", "search", "search", "final", "final"]
+
+
+def test_what_is_impossible_on_paper_costs_no_launch(tmp_path: Path) -> None:
+    study = study_spec(space={"dimensions": {"tensor_parallel": ["default", 4]}})
+    bench = Bench(study, tmp_path)
+    bench.run()
+    row = bench.row(tensor_parallel=4)
+    assert row.state is TrialState.REJECTED
+    assert row.failure_line is not None
+    assert "4 devices" in row.failure_line
+    assert all(order.suggestion.config.tensor_parallel != 4 for order in bench.orders)
+    assert not bench.search.told[row.number].feasible
+    assert [event.config for event in bench.events.of(Rejected)] == [row.config]
+
+
+def test_what_the_launcher_refuses_is_rejected_too(tmp_path: Path) -> None:
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        if order.suggestion.config.max_num_seqs == 8:
+            raise InfeasibleConfigError("no such word")
+        return record(order)
+
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path, launch)
+    bench.run()
+    row = bench.row(max_num_seqs=8)
+    assert (row.state, row.failure_line) == (TrialState.REJECTED, "no such word")
+    assert bench.launched[-1][0] == "final"
+
+
+def fails_for(seqs: int, *failures: BaseException) -> Launch:
+    """A bench that raises ``failures`` in turn at one configuration's search launches."""
+    left = list(failures)
+
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        if order.suggestion.config.max_num_seqs == seqs and order.purpose is Purpose.SEARCH and left:
+            raise left.pop(0)
+        return record(order)
+
+    return launch
+
+
+def test_a_broken_bench_is_tried_once_more(tmp_path: Path) -> None:
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path, fails_for(8, BenchError("port taken")))
+    bench.run()
+    assert bench.row(max_num_seqs=8).state is TrialState.MEASURED
+    assert bench.launched.count(("search", "max_num_seqs=8")) == 2
+    assert ["port taken" in notice.text for notice in bench.events.of(Notice)] == [True]
+
+
+def test_a_bench_broken_twice_is_recorded_and_not_scored(tmp_path: Path) -> None:
+    twice = fails_for(8, BenchError("port taken"), BenchError("port taken again"))
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path, twice)
+    bench.run()
+    row = bench.row(max_num_seqs=8)
+    assert (row.state, row.failure_line) == (TrialState.BENCH_ERROR, "port taken again")
+    assert not bench.search.told[row.number].scored
+    assert bench.launched[-1][0] == "final"
+
+
+def test_a_bench_that_keeps_breaking_stops_the_study(tmp_path: Path) -> None:
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        raise BenchError("meter gone")
+
+    bench = Bench(study_spec(), tmp_path, launch)
+    with pytest.raises(BenchError, match="3 launches in a row broke; the last: meter gone"):
+        bench.run()
+    assert [row.state for row in bench.rows] == [TrialState.BENCH_ERROR] * 3
+    assert len(bench.orders) == 6
+    assert not bench.search.open
+
+
+def test_a_good_launch_between_broken_ones_lets_the_study_go_on(tmp_path: Path) -> None:
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        if order.suggestion.number % 2 == 0 and order.purpose is not Purpose.FINAL:
+            raise BenchError("now and then")
+        return record(order)
+
+    bench = Bench(study_spec(budget={"launches": 20}), tmp_path, launch)
+    bench.run()
+    assert sum(row.state is TrialState.BENCH_ERROR for row in bench.rows) >= 3
+
+
+def test_infeasible_is_recorded_with_class_line_and_log(tmp_path: Path) -> None:
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        if order.suggestion.config.max_num_seqs != 8:
+            return record(order)
+        workdir = tmp_path / str(order.suggestion.number)
+        workdir.mkdir()
+        (workdir / "engine.log").write_text("the telling line")
+        return record(order, measured=(), failure=failed(FailureClass.OUT_OF_MEMORY))
+
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path, launch)
+    bench.run()
+    row = bench.row(max_num_seqs=8)
+    log = tmp_path / str(row.number) / "engine.log"
+    assert row.state is TrialState.INFEASIBLE
+    assert (row.failure_class, row.failure_line) == ("out of memory", "the telling line")
+    assert row.log_path == str(log)
+    assert bench.archive.logs[row.number] == (log,)
+    told = bench.search.told[row.number]
+    assert (told.objectives, told.feasible, told.scored) == ((0.0, 0.0), False, True)
+    (ended,) = [e for e in bench.events.of(LaunchEnded) if e.number == row.number]
+    assert ended.why == "out of memory: the telling line"
+
+
+def test_a_start_that_timed_out_is_censored_and_not_scored(tmp_path: Path) -> None:
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        slow = order.suggestion.config.max_num_seqs == 8
+        timed_out = failed(FailureClass.START_TIMEOUT)
+        return record(order, measured=(), failure=timed_out) if slow else record(order)
+
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path, launch)
+    bench.run()
+    row = bench.row(max_num_seqs=8)
+    assert row.state is TrialState.CENSORED
+    assert bench.search.told[row.number].feasible
+    assert not bench.search.told[row.number].scored
+
+
+def test_death_under_load_keeps_what_was_measured(tmp_path: Path) -> None:
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        dies = order.suggestion.config.max_num_seqs == 8 and order.purpose is Purpose.SEARCH
+        return record(order, failure=failed(FailureClass.DIED_UNDER_LOAD, Phase.LOADING) if dies else None)
+
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path, launch)
+    bench.run()
+    row = bench.row(max_num_seqs=8)
+    assert (row.state, row.failure_class) == (TrialState.MEASURED, "died under load")
+    assert row.objectives["fast"] > 0
+
+
+def test_objectives_are_good_tokens_per_joule_by_sla(tmp_path: Path) -> None:
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path)
+    bench.run()
+    row = bench.row(max_num_seqs=16)
+    # 4 req/s of 5 tokens at 200 - 5 x 16 W.
+    assert row.objectives == {
+        "fast": pytest.approx(20 / 120, rel=0.01),
+        "slow": pytest.approx(20 / 120, rel=0.01),
+    }
+    assert bench.search.told[row.number].objectives == tuple(row.objectives.values())
+
+
+def test_every_new_leader_is_announced_once(tmp_path: Path) -> None:
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path)
+    bench.run()
+    leaders = [event.config.max_num_seqs for event in bench.events.of(Incumbent) if event.sla == "fast"]
+    assert leaders == [None, 4, 8, 16]
+
+
+@pytest.mark.parametrize("stop", [StudyCancelledError("stopped"), DevicesBusyError("held by another")])
+def test_a_stopped_study_marks_its_launch_interrupted(tmp_path: Path, stop: Exception) -> None:
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path, fails_for(8, stop))
+    with pytest.raises(type(stop)):
+        bench.run()
+    row = bench.row(max_num_seqs=8)
+    assert (row.state, row.failure_class) == (TrialState.BENCH_ERROR, FailureClass.INTERRUPTED)
+    assert bench.launched.count(("search", "max_num_seqs=8")) == 1
+    assert not bench.search.told[row.number].scored
+    assert not bench.search.open
+
+
+def test_resume_launches_the_interrupted_again_and_nothing_twice(tmp_path: Path) -> None:
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path, fails_for(8, StudyCancelledError("stopped")))
+    with pytest.raises(StudyCancelledError):
+        bench.run()
+    assert bench.launched[:2] == [("defaults", "engine defaults"), ("search", "max_num_seqs=4")]
+    bench.resume()
+    assert bench.launched == [
+        ("search", "max_num_seqs=8"),
+        ("search", "max_num_seqs=16"),
+        ("final", "max_num_seqs=16"),
+        ("final", "engine defaults"),
+    ]
+    bench.resume()
+    assert bench.launched == []
+
+
+def test_resume_keeps_an_interrupted_references_purpose(tmp_path: Path) -> None:
+    stops = [StudyCancelledError("stopped")]
+
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        if stops:
+            raise stops.pop()
+        return record(order)
+
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path, launch)
+    with pytest.raises(StudyCancelledError):
+        bench.run()
+    bench.resume()
+    assert bench.launched[0] == ("defaults", "engine defaults")
+
+
+def test_resume_repeats_an_interrupted_final_but_no_finished_one(tmp_path: Path) -> None:
+    finals: list[int] = []
+
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        if order.purpose is Purpose.FINAL:
+            finals.append(order.suggestion.number)
+            if len(finals) == 2:
+                raise StudyCancelledError("stopped")
+        return record(order)
+
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path, launch)
+    with pytest.raises(StudyCancelledError):
+        bench.run()
+    bench.resume()
+    assert bench.launched == [("final", "engine defaults")]
+
+
+def test_a_launch_cut_short_by_a_kill_is_found_and_launched_again(tmp_path: Path) -> None:
+    bench = Bench(study_spec(space=ONE_DIMENSION, budget={"launches": 20}), tmp_path)
+    bench.run()
+    killed = replace(bench.row(max_num_seqs=4), state=TrialState.RUNNING, objectives={})
+    bench.catalog.put(killed)
+    bench.resume()
+    assert bench.launched[:1] == [("search", "max_num_seqs=4")]
+    assert all(row.state is not TrialState.RUNNING for row in bench.rows)
+
+
+def test_every_launch_is_announced_before_it_is_made(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        seen.append(len(bench.events.of(LaunchStarted)))
+        assert bench.rows[-1].state is TrialState.RUNNING
+        return record(order)
+
+    bench = Bench(study_spec(), tmp_path, launch)
+    bench.run()
+    assert seen == list(range(1, len(seen) + 1))
+    assert_in_order([event.number for event in bench.events.of(LaunchEnded)])
+
+
+def assert_in_order(numbers: Sequence[int]) -> None:
+    assert list(numbers) == sorted(numbers)
