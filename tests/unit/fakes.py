@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -220,14 +220,20 @@ class FakeHost:
 class FakeDriver:
     """Serves every request in 0.05 s and 0.01 s per further token, in no time at all.
 
-    ``lag_s`` are the client's own latenesses by drive, 0 when used up; ``dies_at_drive`` counts from 0, the
-    first request's drive included.
+    ``lag_s`` are the client's own latenesses by drive, 0 when used up; at ``slow_drives`` an answer takes 3 s
+    longer. Drives count from 0, the first request's included.
     """
 
     def __init__(
-        self, *, first_error: str = "", dies_at_drive: int | None = None, lag_s: Sequence[float] = ()
+        self,
+        *,
+        first_error: str = "",
+        dies_at_drive: int | None = None,
+        lag_s: Sequence[float] = (),
+        slow_drives: Container[int] = (),
     ) -> None:
         self._first_error, self._dies_at, self._lag_s = first_error, dies_at_drive, list(lag_s)
+        self._slow_drives = slow_drives
         self.plans: list[LoadPlan] = []
 
     def drive(
@@ -240,13 +246,14 @@ class FakeDriver:
         if drive == self._dies_at:
             return LoadResult((), 0.0, HEALTHY, engine_died=True)
         lag_s = self._lag_s[drive] if drive < len(self._lag_s) else 0.0
-        records = tuple(_closed_loop(plan) if plan.concurrency else _open_loop(plan))
+        ttft_s = 3.05 if drive in self._slow_drives else 0.05
+        records = tuple(_closed_loop(plan) if plan.concurrency else _open_loop(plan, ttft_s))
         return LoadResult(records, 0.0, ClientHealth(lag_p99_s=lag_s, cpu_share=0.1))
 
 
-def _open_loop(plan: LoadPlan) -> Iterator[RequestRecord]:
+def _open_loop(plan: LoadPlan, ttft_s: float) -> Iterator[RequestRecord]:
     for planned in plan.requests:
-        yield request(planned.due_s, ttft_s=0.05, tokens=planned.output_tokens)
+        yield request(planned.due_s, ttft_s=ttft_s, tokens=planned.output_tokens)
 
 
 def _closed_loop(plan: LoadPlan) -> Iterator[RequestRecord]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,12 @@ class Parts:
         self.events, self.model = Events(), model
 
     def run(
-        self, tmp_path: Path, *, levels: tuple[Level, ...] | None = None, study: StudySpec | None = None
+        self,
+        tmp_path: Path,
+        *,
+        levels: tuple[Level, ...] | None = None,
+        must_hold: tuple[str, ...] = (),
+        study: StudySpec | None = None,
     ) -> LaunchRecord:
         task = LaunchTask(
             study=study or study_spec(measurement=QUICK),
@@ -67,6 +73,7 @@ class Parts:
             config=EngineConfig(engine="fake", tensor_parallel=2),
             workdir=tmp_path,
             levels=levels,
+            must_hold=must_hold,
         )
         bench = Bench(
             launcher=self.launcher,
@@ -131,6 +138,23 @@ def test_finals_measure_exactly_the_given_levels(tmp_path: Path) -> None:
     levels = (Level("chat", rate_rps=9.0), Level("chat", rate_rps=3.0))
     record = Parts().run(tmp_path, levels=levels)
     assert tuple(m.level for m in record.curve) == levels
+
+
+@pytest.mark.parametrize(
+    ("slow_drives", "must_hold", "rates_rps"),
+    [
+        ((), ("fast",), [20.0]),
+        ((1,), ("fast",), [20.0, 16.0]),
+        (range(1, 9), ("fast",), [20.0, 16.0, 12.8]),
+        ((1,), (), [20.0]),
+    ],
+)
+def test_a_final_that_does_not_hold_retreats_twice_at_most(
+    tmp_path: Path, slow_drives: Sequence[int], must_hold: tuple[str, ...], rates_rps: list[float]
+) -> None:
+    parts = Parts(driver=FakeDriver(slow_drives=slow_drives))
+    record = parts.run(tmp_path, levels=(Level("chat", rate_rps=20.0),), must_hold=must_hold)
+    assert [m.level.rate_rps for m in record.curve] == pytest.approx(rates_rps)
 
 
 def test_finals_of_two_workloads_drive_each_level_with_its_own(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ CAPACITY_RPS = 5.0
 OPERATING = (4.0,)
 
 
-def row(number: int, purpose: Purpose = Purpose.SEARCH, **words: object) -> TrialRow:
+def row(number: int, purpose: Purpose = Purpose.SEARCH) -> TrialRow:
     return TrialRow(
         study="small",
         number=number,
@@ -71,7 +71,7 @@ def winner(recommendation: Recommendation) -> int | None:
 
 class TestFinalists:
     def test_the_best_of_each_sla_goes_with_the_references_between_them(self) -> None:
-        fast_only_study = study_spec(
+        two_slas = study_spec(
             slas=[
                 {"name": "fast", "attainment": 0.9, "slos": {"ttft": "1s"}},
                 {"name": "slow", "attainment": 0.9, "slos": {"ttft": "20s"}},
@@ -85,7 +85,7 @@ class TestFinalists:
             frugal_but_slow,
             candidate(4, 150.0),
         ]
-        assert numbers(finalists(fast_only_study, measured)) == [2, 0, 1, 3]
+        assert numbers(finalists(two_slas, measured)) == [2, 0, 1, 3]
 
     def test_one_winner_of_every_sla_is_launched_once(self) -> None:
         measured = [candidate(0, 200.0, purpose=Purpose.DEFAULTS), candidate(1, 100.0)]
@@ -130,6 +130,20 @@ class TestStanding:
         assert found is not None
         assert not found.confirmed
         assert found.figures.mean_power_w == pytest.approx(100.0)
+
+    def test_a_final_that_held_at_the_next_lower_load_confirms_that_load(self) -> None:
+        measured = candidate(0, 100.0)
+        retreated = (*curve(OPERATING, capacity_rps=1.0), *curve((3.2,), watts=90.0))
+        found = standing(
+            Candidate(row=measured.row, curve=measured.curve, command="serve", final_curve=retreated),
+            FAST,
+            STUDY,
+        )
+        assert found is not None
+        assert found.confirmed
+        assert found.holds
+        assert found.figures.rate_rps == 3.2
+        assert found.figures.mean_power_w == pytest.approx(90.0)
 
     def test_where_no_load_met_the_sla_there_is_none(self) -> None:
         assert standing(hopeless(0), FAST, STUDY) is None

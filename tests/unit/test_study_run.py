@@ -168,6 +168,7 @@ def test_finals_measure_the_candidates_own_operating_points(tmp_path: Path) -> N
         bench.row().number,
     }
     assert all(order.suggestion.number != order.final_of for order in finals)
+    assert {order.must_hold for order in finals} == {("fast", "slow")}
 
 
 @pytest.mark.parametrize("launches", range(1, 9))
@@ -355,6 +356,9 @@ def test_objectives_are_good_tokens_per_joule_by_sla(tmp_path: Path) -> None:
         "slow": pytest.approx(20 / 120, rel=0.01),
     }
     assert bench.search.told[row.number].objectives == tuple(row.objectives.values())
+    # A final measures the operating point alone, and is judged there.
+    final = next(final for final in bench.rows if final.final_of == row.number)
+    assert final.objectives == pytest.approx(row.objectives)
 
 
 def test_every_new_leader_is_announced_once(tmp_path: Path) -> None:

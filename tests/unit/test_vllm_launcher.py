@@ -63,7 +63,7 @@ def flags_of(config: EngineConfig) -> tuple[str, ...]:
 
 COUNTS = (
     *("tensor_parallel", "pipeline_parallel", "data_parallel", "block_size", "context_length"),
-    *("max_num_seqs", "max_num_batched_tokens"),
+    "max_num_seqs",
 )
 SWITCHES = ("expert_parallel", "chunked_prefill", "prefix_caching", "lora", "eager")
 names = st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True)
@@ -72,6 +72,8 @@ words: st.SearchStrategy[dict[str, object]] = st.fixed_dictionaries(
     {},
     optional={
         **dict.fromkeys(COUNTS, counts),
+        # Never below the sequences or the context, which the scheduler refuses.
+        "max_num_batched_tokens": st.integers(10**6, 10**7),
         **dict.fromkeys(SWITCHES, st.booleans()),
         **dict.fromkeys(("dtype", "kv_cache_dtype", "tool_parser"), names),
         "quantization": names.filter(lambda name: name != "none"),
@@ -81,6 +83,21 @@ words: st.SearchStrategy[dict[str, object]] = st.fixed_dictionaries(
 speculation: st.SearchStrategy[dict[str, object]] = st.just({}) | st.fixed_dictionaries(
     {"speculation": st.just("ngram"), "speculative_tokens": counts}, optional={"prompt_lookup_max": counts}
 )
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (
+            {"chunked_prefill": False, "max_num_batched_tokens": 512, "context_length": 2048},
+            "without chunked_prefill max_num_batched_tokens 512 must hold context_length 2048",
+        ),
+        ({"max_num_batched_tokens": 16, "max_num_seqs": 32}, "16 is below max_num_seqs 32"),
+    ],
+)
+def test_what_the_scheduler_refuses_is_refused_on_paper(words: dict[str, object], why: str) -> None:
+    with pytest.raises(InfeasibleConfigError, match=why):
+        LAUNCHER.launch_spec(config(**words), context())
 
 
 def test_every_word_of_the_vocabulary_can_be_expressed() -> None:
