@@ -20,7 +20,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 tune: engine .models/tiny-$(MODEL)/config.json ## install all that is needed and tune a tiny model (MODEL=moe for experts)
-	@$(BIN)/autotune tune search_spaces/quickstart.yaml $(if $(filter-out dense,$(MODEL)),--model .models/tiny-$(MODEL))
+	@$(BIN)/autotune tune search_spaces/quickstart.yaml $(if $(filter-out dense,$(MODEL)),--model .models/tiny-$(MODEL) --name quickstart-$(MODEL))
 
 test: lint engine $(MODELS) ## linters, types, layers and every test but the end-to-end ones
 	@$(BIN)/pytest -m "not e2e"

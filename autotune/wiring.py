@@ -34,7 +34,7 @@ from autotune.adapters.power_nvml import NvmlPowerMeter
 from autotune.adapters.study_file import check_against_hardware, read_study
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.events import StudyStarted
+from autotune.domain.events import Notice, StudyStarted
 from autotune.domain.feasibility import Setting
 from autotune.domain.hardware import DeviceKind, Hardware
 from autotune.domain.launch import EngineEnvironment, LaunchContext
@@ -42,7 +42,7 @@ from autotune.domain.ports import Cancelled, EventSink, Launcher, PowerMeter
 from autotune.domain.power import PowerBasis
 from autotune.domain.recommendation import Candidate, candidates_of
 from autotune.domain.records import LaunchRecord, StudyRow, StudyStatus, TrialRow, TrialState
-from autotune.domain.study import StudySpec
+from autotune.domain.study import HardwareSpec, StudySpec
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 from autotune.runs.study import (
     LaunchOrder,
@@ -80,18 +80,15 @@ def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> StudyS
 
 def hardware_for(study: StudySpec, kind: DeviceKind) -> Hardware:
     """The devices that the study may use of those here; raises InputError for more than there are."""
-    found = LocalInventory(kind=kind).devices()
-    if study.hardware == "auto" and found.count:
-        return found
-    wanted = None
-    if study.hardware != "auto":
-        wanted = study.hardware.cpus if kind is DeviceKind.CPU else study.hardware.gpus
-    if wanted is None or wanted > found.count:
-        asked = "auto" if study.hardware == "auto" else study.hardware.model_dump(exclude_none=True)
-        what = f"asks for {asked}, and of the {kind} devices the engine runs on there are {found.describe()}"
+    here = LocalInventory(kind=kind).devices()
+    asked = HardwareSpec() if study.hardware == "auto" else study.hardware
+    large = tuple(d for d in here.devices if d.memory_bytes >= (asked.least_memory or 0))
+    count = (asked.cpus if kind is DeviceKind.CPU else asked.gpus) or len(large)
+    if not large or count > len(large):
+        what = f"asks for {asked.model_dump(exclude_none=True) or 'auto'}; the engine is built for {kind}, "
         remedy = "write `hardware: auto` or what there is, or name an engine built for it with --engine"
-        raise InputError(InputProblem("hardware", what, remedy))
-    return Hardware(found.kind, found.devices[:wanted])
+        raise InputError(InputProblem("hardware", f"{what}and there are {here.describe()}", remedy))
+    return Hardware(kind, large[:count])
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +144,7 @@ def tune(study: StudySpec, store: Store, sink: EventSink, cancelled: Cancelled) 
     """
     earlier = _claim(study, store)
     if earlier is not None and earlier.status is StudyStatus.FINISHED:
+        sink(Notice(f"study {study.name} is finished; to run it once more give it a --name of its own"))
         return
     spent_s = earlier.spent_s if earlier else 0.0
     row = StudyRow(
@@ -323,6 +321,7 @@ def bench_for(study: StudySpec, launcher: Launcher) -> Bench:
         environment=environment,
         # Made before the first lease: it ends what a killed tuner left on the devices.
         host=LocalEngineHost(counters=launcher.traits.counters),
+        hardware=hardware,
         inventory=LocalInventory(kind=environment.kind),
         driver=HttpLoadDriver(),
         meter=meter_for(study, environment.kind),

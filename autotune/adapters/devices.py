@@ -41,16 +41,15 @@ class LocalInventory:
         return Hardware(DeviceKind.CPU, _cores())
 
     @contextmanager
-    def lease(self, count: int, owner: str) -> Iterator[tuple[Device, ...]]:
-        """Hold the ``count`` lowest free devices, in index order; ``owner`` is what others are told.
+    def lease(self, among: Hardware, count: int, owner: str) -> Iterator[tuple[Device, ...]]:
+        """Hold the ``count`` lowest free devices of some, in index order; ``owner`` is what others are told.
 
-        Raises DevicesBusyError naming who holds what, and BenchError as ``devices`` does.
+        Raises DevicesBusyError naming who holds what, and BenchError when a GPU does not answer.
         """
-        hardware = self.devices()
         with ExitStack() as held:
             taken: list[Device] = []
             holders: list[str] = []
-            for device in hardware.devices:
+            for device in among.devices:
                 if len(taken) == count:
                     break
                 if holder := self._foreign_processes(device) or self._take(device, owner, held):
@@ -58,7 +57,7 @@ class LocalInventory:
                 else:
                     taken.append(device)
             if len(taken) < count:
-                raise DevicesBusyError(_shortage(count, hardware, taken, holders))
+                raise DevicesBusyError(_shortage(count, among, taken, holders))
             yield tuple(taken)
 
     def _take(self, device: Device, owner: str, held: ExitStack) -> str:

@@ -92,11 +92,15 @@ def read_slas(path: Path) -> tuple[Sla, ...]:
 
 
 def check_against_hardware(path: Path, study: StudySpec, hardware: Hardware) -> None:
-    """Raise InputError for parallelism in the study that no configuration on this hardware could have."""
+    """Raise InputError for parallelism written in the study file that this hardware cannot carry.
+
+    A space taken by name serves machines of many sizes: what is too large in it is refused on paper.
+    """
     source = SourceFile(path)
     given: dict[Path_, Sequence[Value]] = {}
+    inline = not isinstance(source.data.get("space"), str)
     for name in ("tensor_parallel", "pipeline_parallel", "data_parallel"):
-        if name in study.space.dimensions:
+        if inline and name in study.space.dimensions:
             given["space", "dimensions", name] = study.space.choices(name)
         if name in study.engine.fixed:
             given["engines", 0, "fixed", name] = (study.engine.fixed[name],)

@@ -62,7 +62,7 @@ Model = Annotated[str | None, typer.Option(help="Model to serve in place of the 
 Name = Annotated[str | None, typer.Option(help="Name to keep the study under, in place of the file's.")]
 
 
-@app.command(epilog="Example: autotune tune search_spaces/quickstart.yaml --engine vllm=/opt/vllm")
+@app.command(epilog="Example: autotune tune search_spaces/quickstart.yaml --engine vllm=/path/to/venv")
 def tune(
     study_file: StudyFile,
     engine: EngineAt = None,
@@ -116,7 +116,7 @@ def show(
         if as_json:
             render.print_json(studies_document(rows))
         else:
-            Console().print(render.studies(rows))
+            render.wide_console().print(render.studies(rows))
         return
     row, study = store.study(study_name)
     trials = store.catalog.trials(row.name)
@@ -129,7 +129,8 @@ def show(
         one = trial is not None
         render.print_json(trial_document(trials[0]) if one else trials_document(row.name, trials))
         return
-    Console().print(render.trials(trials, study.default_config(), [sla.name for sla in study.slas]))
+    slas = [sla.name for sla in study.slas]
+    render.print_trials(render.wide_console(), trials, study.default_config(), slas)
     if trial is not None and trials[0].command:
         render.print_plain(f"\n{trials[0].command}")
 
@@ -248,7 +249,7 @@ def _print_recommendations(study: StudySpec, found: tuple[Recommendation, ...], 
     if as_json:
         render.print_json(recommendation_document(study.name, found))
     else:
-        Console().print(render.recommendations(found, study.default_config()))
+        render.print_recommendations(render.wide_console(), found, study.default_config())
 
 
 def _overrides(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from autotune import wiring
 from autotune.adapters.engine_env import EngineEnvironments, engines_home
@@ -39,10 +38,10 @@ def list_engines(as_json: Json = False) -> None:
     if as_json:
         render.print_json(rows)
     else:
-        Console().print(render.engines(rows))
+        render.wide_console().print(render.engines(rows))
 
 
-@app.command(epilog="Example: autotune engines check vllm --at /opt/vllm")
+@app.command(epilog="Example: autotune engines check vllm --at /path/to/venv")
 def check(engine: EngineName, at: At = None, as_json: Json = False) -> None:
     """Ask an engine's own parser afresh, and look for the libraries that it needs."""
     found = EngineEnvironments().check(wiring.launcher_of(engine), at)
@@ -79,7 +78,7 @@ def _row(engine: str) -> dict[str, Any]:
         "installed": environment is not None,
         "version": environment.version if environment else None,
         "device": environment.kind if environment else None,
-        "evidence": "ran" if environment else "rendered",
+        "evidence": "checked" if environment else "rendered",
         "dimensions": sorted(launcher.traits.dimensions),
         "path": str(environment.executable) if environment else None,
     }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -28,38 +29,55 @@ STYLES = {
 }
 
 
-def recommendations(found: Sequence[Recommendation], defaults: EngineConfig) -> RenderableType:
-    """Per SLA a table of the recommended configuration against the references, and its command."""
-    return Group(*(part for recommendation in found for part in _recommendation(recommendation, defaults)))
+def wide_console() -> Console:
+    """Standard output; where it is no terminal its width is not known, and tables get room."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 120
+    return console
 
 
-def _recommendation(found: Recommendation, defaults: EngineConfig) -> list[RenderableType]:
-    title = Text(f"\n{found.sla.name}", style="bold") + Text(f"  {found.sla.describe()}", style="dim")
-    if found.best is None:
-        return [title, Text(f"  withheld: {found.reason}", style="yellow")]
-    columns = [("recommended", found.best), ("engine defaults", found.defaults)]
+def print_recommendations(console: Console, found: Sequence[Recommendation], defaults: EngineConfig) -> None:
+    """Print per SLA a table of the recommended configuration against the references, and its command."""
+    for recommendation in found:
+        contract = recommendation.sla.describe()
+        console.print(Text(f"\n{recommendation.sla.name}", style="bold") + Text(f"  {contract}", style="dim"))
+        if recommendation.best is None:
+            console.print(Text(f"  withheld: {recommendation.reason}", style="yellow"))
+            continue
+        console.print(_comparison(recommendation, recommendation.best, defaults))
+        console.print(_remarks(recommendation, recommendation.best), end="")
+        # In one line however narrow the terminal is: it is there to be copied.
+        console.print(Text(recommendation.best.candidate.command, style="cyan"), soft_wrap=True)
+
+
+def _comparison(found: Recommendation, best: Standing, defaults: EngineConfig) -> Table:
+    columns = [("recommended", best), ("engine defaults", found.defaults)]
     if found.has_baseline:
         columns.append(("production", found.baseline))
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     table.add_column("")
     for heading, standing in columns:
         number = f" (trial {standing.candidate.row.number})" if standing else ""
-        table.add_column(heading + number, justify="left", overflow="fold")
-    modelled = not found.best.figures.power_basis.is_measured
+        table.add_column(heading + number, overflow="fold")
     for name, show in _ROWS:
-        heading = f"{name} (a model's)" if modelled and name.startswith("good ") else name
+        modelled = name.startswith("good ") and not best.figures.power_basis.is_measured
+        heading = f"{name} (a model's)" if modelled else name
         table.add_row(heading, *(show(s) if s else "-" for _, s in columns))
     labels = (s.candidate.row.config.label(defaults) if s else "-" for _, s in columns)
     table.add_row("configuration", *labels)
-    lines: list[RenderableType] = [title, table]
+    return table
+
+
+def _remarks(found: Recommendation, best: Standing) -> Text:
+    remarks = Text()
     if found.defaults is None:
-        lines.append(Text(f"the engine's defaults met {found.sla.name} at no measured load", style="yellow"))
+        remarks.append(f"the engine's defaults met {found.sla.name} at no measured load\n", style="yellow")
     if found.reason:
-        lines.append(Text(f"note: {found.reason}", style="yellow"))
-    if modelled:
-        lines.append(Text(f"goodput ranks; watts: {found.best.figures.power_source}", style="dim"))
-    lines.append(Text(found.best.candidate.command, style="cyan", overflow="fold", no_wrap=False))
-    return lines
+        remarks.append(f"note: {found.reason}\n", style="yellow")
+    if not best.figures.power_basis.is_measured:
+        remarks.append(f"goodput ranks; watts: {best.figures.power_source}\n", style="dim")
+    return remarks
 
 
 def _attainment(figures: LevelScore) -> str:
@@ -113,30 +131,32 @@ def studies(rows: Sequence[StudyRow]) -> RenderableType:
     return table
 
 
-def trials(rows: Sequence[TrialRow], defaults: EngineConfig, slas: Sequence[str]) -> RenderableType:
-    """One line per trial; a failure's class and telling line stand where the figures would."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in ("trial", "purpose", "state", "launch", "load", *slas):
-        table.add_column(heading, no_wrap=True)
-    table.add_column("configuration, or why it failed", overflow="fold")
+def print_trials(
+    console: Console, rows: Sequence[TrialRow], defaults: EngineConfig, slas: Sequence[str]
+) -> None:
+    """Print a line of figures per trial, and under it what it is and, where it failed, why."""
+    widths = [max(len(sla), 9) for sla in slas]
+    headings = [f"{sla:>{width}}" for sla, width in zip(slas, widths, strict=True)]
+    console.print(
+        Text("  ".join([f"{'trial':>5}", _TRIAL_HEADINGS, *headings]), style="bold"), soft_wrap=True
+    )
     for row in rows:
         again = f" of {row.final_of}" if row.final_of is not None else ""
         figures = [f"{row.objectives[sla]:.4g}" if sla in row.objectives else "-" for sla in slas]
-        text = row.config.label(defaults)
+        times = [show_duration(seconds) if seconds else "-" for seconds in (row.launch_s, row.load_s)]
+        line = Text(f"{row.number:>5}  {row.purpose + again:<12}")
+        line.append(f"{row.state:<12}", style=STYLES[row.state])
+        line.append(f"{times[0]:>7}  {times[1]:>7}")
+        line.append("".join(f"  {figure:>{width}}" for figure, width in zip(figures, widths, strict=True)))
+        line.append(f"\n       {row.config.label(defaults)}", style="dim")
         if row.failure_class:
-            text += f"\n{row.failure_class}: {row.failure_line}"
+            line.append(f"\n       {row.failure_class}: {row.failure_line}")
         if row.failure_class and row.log_path:
-            text += f"\nlog: {row.log_path}"
-        table.add_row(
-            str(row.number),
-            row.purpose + again,
-            Text(row.state, style=STYLES[row.state]),
-            show_duration(row.launch_s) if row.launch_s else "-",
-            show_duration(row.load_s) if row.load_s else "-",
-            *figures,
-            Text(text),
-        )
-    return table
+            line.append(f"\n       log: {row.log_path}", style="dim")
+        console.print(line, soft_wrap=True)
+
+
+_TRIAL_HEADINGS = f"{'purpose':<12}{'state':<12}{'launch':>7}  {'load':>7}"
 
 
 def engines(rows: Sequence[dict[str, Any]]) -> RenderableType:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -205,17 +206,16 @@ class Measurement:
     def oversaturated(self) -> bool:
         """Whether the queue grew through the window, so that no longer run at this load could hold.
 
-        In-flight requests grew, by a straight line through the window, by more than an eighth of the arrivals
-        and more than three standard deviations of a Poisson count of what was in flight. A closed-loop level
-        never is.
+        In-flight requests grew, by a straight line through the window, by more than twice the standard
+        deviation of arrivals less departures, were both Poisson at the offered rate: what a window is too
+        short to tell from a burst is not told. A closed-loop level never is.
         """
         if self.level.rate_rps is None:
             return False
         at_s = np.linspace(self.window.start_s, self.window.end_s, 33)
-        in_flight = self._in_flight(at_s)
-        growth = float(np.polyfit(at_s - at_s[0], in_flight, 1)[0]) * self.window.length_s
+        slope = float(np.polyfit(at_s - at_s[0], self._in_flight(at_s), 1)[0])
         arrivals = self.level.rate_rps * self.window.length_s
-        return growth > arrivals / 8 and growth > 3 * float(np.sqrt(max(in_flight.mean(), 1.0)))
+        return slope * self.window.length_s > 2 * math.sqrt(2 * arrivals)
 
     def _in_flight(self, at_s: Floats) -> Floats:
         due = np.sort(self.requests.due_s)

@@ -66,8 +66,8 @@ class Inventory(Protocol):
     def devices(self) -> Hardware:
         """List what is there."""
 
-    def lease(self, count: int, owner: str) -> AbstractContextManager[tuple[Device, ...]]:
-        """Hold ``count`` devices; raises DevicesBusyError naming who holds them."""
+    def lease(self, among: Hardware, count: int, owner: str) -> AbstractContextManager[tuple[Device, ...]]:
+        """Hold ``count`` of the devices ``among``; raises DevicesBusyError naming who holds them."""
 
 
 class RunningEngine(Protocol):

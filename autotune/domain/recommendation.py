@@ -94,12 +94,14 @@ def recommend(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Re
     standings = [s for c in candidates if (s := standing(c, sla, study)) is not None]
     finalists = [s for s in standings if s.confirmed]
     eligible = [s for s in finalists or standings if s.holds]
+    # By configuration, not purpose: production may run the defaults.
+    defaults = study.default_config()
     best = max(eligible, key=lambda s: s.figures.objective, default=None)
     return Recommendation(
         sla=sla,
         best=best,
-        defaults=_of(standings, Purpose.DEFAULTS),
-        baseline=_of(standings, Purpose.BASELINE),
+        defaults=next((s for s in standings if s.candidate.row.config.key == defaults.key), None),
+        baseline=next((s for s in standings if s.candidate.row.purpose is Purpose.BASELINE), None),
         has_baseline=study.baseline is not None,
         reason=_reason(best, candidates, sla, study),
     )
@@ -144,10 +146,6 @@ def candidates_of(rows: Sequence[TrialRow], records: Sequence[LaunchRecord]) -> 
         for row in rows
         if row.final_of is None and row.state is TrialState.MEASURED and row.number in by_number
     )
-
-
-def _of(standings: Sequence[Standing], purpose: Purpose) -> Standing | None:
-    return next((s for s in standings if s.candidate.row.purpose is purpose), None)
 
 
 def _reason(best: Standing | None, candidates: Sequence[Candidate], sla: Sla, study: StudySpec) -> str:

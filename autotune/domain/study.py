@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 from autotune.domain.config import EngineConfig, Words, error_at
 from autotune.domain.power import PowerBasis
-from autotune.domain.quantities import DurationS, PositiveDurationS
+from autotune.domain.quantities import Bytes, DurationS, PositiveDurationS
 from autotune.domain.scoring import HEADROOM
 from autotune.domain.sla import Sla
 from autotune.domain.space import Point, SearchSpace
@@ -38,6 +38,7 @@ class HardwareSpec(_Part):
 
     gpus: PositiveInt | None = None
     cpus: PositiveInt | None = Field(None, description="cores, on a machine without GPUs")
+    least_memory: Bytes | None = Field(None, description="devices with less memory are left alone")
 
 
 class Requirements(_Part):

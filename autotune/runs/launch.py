@@ -11,6 +11,7 @@ from pathlib import Path
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import BenchError
 from autotune.domain.events import PhaseChanged
+from autotune.domain.hardware import Hardware
 from autotune.domain.launch import (
     EngineDiedError,
     EngineEnvironment,
@@ -53,6 +54,7 @@ class Bench:
 
     launcher: Launcher
     environment: EngineEnvironment
+    hardware: Hardware
     inventory: Inventory
     host: EngineHost
     driver: LoadDriver
@@ -110,7 +112,7 @@ class _Launch:
         task, bench = self._task, self._bench
         with ExitStack() as stack:
             owner = f"study {task.study.name}, trial {task.number}"
-            devices = stack.enter_context(bench.inventory.lease(task.config.ranks, owner))
+            devices = stack.enter_context(bench.inventory.lease(bench.hardware, task.config.ranks, owner))
             spec = bench.launcher.launch_spec(
                 task.config,
                 LaunchContext(

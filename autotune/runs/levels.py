@@ -20,6 +20,8 @@ from autotune.domain.workload import Level, plan_load
 
 ATTEMPTS_PER_LEVEL = 2
 """A level in which the client was late is driven once more before the launch is given up."""
+MOST_RETREATS = 2
+"""Lower loads tried in a final whose operating point did not hold."""
 
 
 class EngineDiedUnderLoadError(Exception):
@@ -55,9 +57,6 @@ def search_levels(study: StudySpec, workload: str) -> Levels:
     )
     slas = study.slas_on(workload)
     return lambda curve: next_level(curve, slas, workload, settings)
-
-
-MOST_RETREATS = 2
 
 
 def given_levels(study: StudySpec, levels: tuple[Level, ...], must_hold: tuple[Sla, ...]) -> Levels:

@@ -158,7 +158,11 @@ class StudyRun:
     def _set_aside(self, row: TrialRow, broken: BenchError) -> None:
         """Record a launch that the bench broke; raises BenchError when it keeps breaking."""
         state = TrialState.BENCH_ERROR
-        self._close(replace(row, state=state, failure_class="bench", failure_line=str(broken)))
+        log = next(iter(self._logs(row.number)), None)
+        row = replace(
+            row, failure_class="bench", failure_line=str(broken), log_path=str(log) if log else None
+        )
+        self._close(replace(row, state=state, log_path=str(log) if log else None))
         self._parts.sink(LaunchEnded(row.number, state, {}, str(broken), 0.0, 0.0))
         self._broken_in_a_row += 1
         if self._broken_in_a_row >= BROKEN_IN_A_ROW:
@@ -180,7 +184,7 @@ class StudyRun:
 
     def _learn(self, row: TrialRow, record: LaunchRecord, started_s: float) -> None:
         """Archive first, then score, then tell: a crash in between loses no measurement."""
-        logs = sorted(self._parts.workdir(record.number).glob("*.log"))
+        logs = self._logs(record.number)
         self._parts.archive.save(record, logs)
         measured = any(open_levels(record.curve, name) for name in self._study.workload_names)
         failure = record.failure
@@ -204,6 +208,9 @@ class StudyRun:
         self._parts.sink(LaunchEnded(row.number, state, scores, why, record.launch_s, record.load_s))
         if row.final_of is None:
             self._announce(row, scores)
+
+    def _logs(self, number: int) -> tuple[Path, ...]:
+        return tuple(sorted(self._parts.workdir(number).glob("*.log")))
 
     def _scores(self, record: LaunchRecord) -> dict[str, CurveScore]:
         """A launch's worth to every SLA; what finals measure is an operating point already."""

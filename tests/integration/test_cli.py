@@ -15,8 +15,10 @@ from typing import Any
 import psutil
 import pytest
 from fake_environment import MOCK_ENGINE, make_fake_environment
+from typer.testing import CliRunner
 
 from autotune.adapters.synthetic_model import make_tiny_model
+from autotune.cli.app import app
 
 STUDY = """
 name: small
@@ -199,18 +201,27 @@ def gone(deadline_s: float = 15.0) -> bool:
     return not mock_engines()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_cleanly_and_resume_goes_on(
-    autotune: Autotune, engine: Path, folder: Path, number: int, code: int
-) -> None:
+def stop(folder: Path, engine: Path, number: int) -> tuple[int, str]:
+    """Start a study, signal it while it loads an engine; returns its exit code and what it printed then."""
     with started(folder, engine) as process:
         wait_for("loading", process)
         process.send_signal(number)
         rest, _ = process.communicate(timeout=30)
-    assert process.returncode == code, rest
-    assert "autotune resume small" in rest
+    return process.returncode, rest
+
+
+def test_sigterm_stops_engine_and_study(autotune: Autotune, engine: Path, folder: Path) -> None:
+    code, rest = stop(folder, engine, signal.SIGTERM)
+    assert code == 143, rest
     assert gone(0.0)
     assert [t["state"] for t in trials(autotune)] == ["bench_error"]
+
+
+def test_ctrl_c_stops_cleanly_and_resume_goes_on(autotune: Autotune, engine: Path, folder: Path) -> None:
+    code, rest = stop(folder, engine, signal.SIGINT)
+    assert code == 130, rest
+    assert "autotune resume small" in rest
+    assert gone(0.0)
 
     autotune("resume", "small")
     shown = trials(autotune)
@@ -279,13 +290,11 @@ def test_validate_says_what_would_be_refused(autotune: Autotune, engine: Path, f
     assert verdict["accepted"] == 7
 
 
-def test_schema_and_help_need_nothing(autotune: Autotune) -> None:
-    schema = json.loads(autotune("schema").stdout)
-    assert "slas" in schema["properties"]
-    for command in ("tune", "resume", "recommend", "show", "validate", "schema"):
-        assert "Example" in autotune(command, "--help").stdout
-    for command in ("install", "list", "check"):
-        assert "Example" in autotune("engines", command, "--help").stdout
+def test_every_command_has_help_with_an_example() -> None:
+    commands = ["tune", "resume", "recommend", "show", "validate", "schema"]
+    groups = [["engines", "install"], ["engines", "list"], ["engines", "check"], ["models", "make"]]
+    for command in [[name] for name in commands] + groups:
+        assert "Example" in CliRunner().invoke(app, [*command, "--help"]).stdout, command
 
 
 def test_show_names_the_studies_it_knows(autotune: Autotune, engine: Path) -> None:

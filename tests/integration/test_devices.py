@@ -22,7 +22,8 @@ import sys
 from pathlib import Path
 from autotune.adapters.devices import LocalInventory
 from autotune.domain.hardware import DeviceKind
-with LocalInventory(Path(sys.argv[1]), kind=DeviceKind.CPU).lease(1, "study other") as (core,):
+inventory = LocalInventory(Path(sys.argv[1]), kind=DeviceKind.CPU)
+with inventory.lease(inventory.devices(), 1, "study other") as (core,):
     print(core.uid, flush=True)
     sys.stdin.read()
 """
@@ -121,24 +122,30 @@ def test_a_machine_with_gpus_can_be_used_for_its_cores(tmp_path: Path) -> None:
 
 def test_leases_the_lowest_free_devices_in_order(tmp_path: Path, visible: pytest.MonkeyPatch) -> None:
     inventory = LocalInventory(tmp_path, nvml=FakeNvml(gpus=4))
-    with inventory.lease(1, "first") as first, inventory.lease(2, "second") as second:
+    with (
+        inventory.lease(inventory.devices(), 1, "first") as first,
+        inventory.lease(inventory.devices(), 2, "second") as second,
+    ):
         assert [gpu.index for gpu in first + second] == [0, 1, 2]
-    with inventory.lease(4, "third") as third:
+    with inventory.lease(inventory.devices(), 4, "third") as third:
         assert [gpu.index for gpu in third] == [0, 1, 2, 3]
 
 
 def test_a_lease_that_falls_short_holds_nothing(tmp_path: Path, visible: pytest.MonkeyPatch) -> None:
     inventory = LocalInventory(tmp_path, nvml=FakeNvml(gpus=3))
-    with inventory.lease(1, "first"):
-        with pytest.raises(DevicesBusyError), inventory.lease(3, "greedy"):
+    with inventory.lease(inventory.devices(), 1, "first"):
+        with pytest.raises(DevicesBusyError), inventory.lease(inventory.devices(), 3, "greedy"):
             pass
-        with inventory.lease(2, "modest") as modest:
+        with inventory.lease(inventory.devices(), 2, "modest") as modest:
             assert [gpu.index for gpu in modest] == [1, 2]
 
 
 def test_more_than_there_is_is_said_so(tmp_path: Path, visible: pytest.MonkeyPatch) -> None:
     inventory = LocalInventory(tmp_path, nvml=FakeNvml())
-    with pytest.raises(DevicesBusyError, match="this machine has 2 x NVIDIA H200"), inventory.lease(3, "me"):
+    with (
+        pytest.raises(DevicesBusyError, match="this machine has 2 x NVIDIA H200"),
+        inventory.lease(inventory.devices(), 3, "me"),
+    ):
         pass
 
 
@@ -147,10 +154,10 @@ def test_a_gpu_with_a_foreign_process_is_refused(tmp_path: Path, visible: pytest
         try:
             # pid 1 is certainly not of this test; a child of ours is, and may stay.
             inventory = LocalInventory(tmp_path, nvml=FakeNvml({0: [1], 1: [os.getpid(), ours.pid]}))
-            with inventory.lease(1, "me") as (gpu,):
+            with inventory.lease(inventory.devices(), 1, "me") as (gpu,):
                 assert gpu.index == 1
             with pytest.raises(DevicesBusyError, match=r"GPU-0f00 is held by .*\(pid 1\)"):
-                inventory.lease(2, "me").__enter__()
+                inventory.lease(inventory.devices(), 2, "me").__enter__()
         finally:
             ours.kill()
 
@@ -166,9 +173,12 @@ def test_processes_exclude_each_other_and_a_killed_holder_lets_go(tmp_path: Path
         assert holder.stdout is not None
         held = holder.stdout.readline().strip()
         message = re.escape(f"{held} is held by study other (pid {holder.pid})")
-        with pytest.raises(DevicesBusyError, match=message), cores(tmp_path).lease(everything, "me"):
+        with (
+            pytest.raises(DevicesBusyError, match=message),
+            cores(tmp_path).lease(cores(tmp_path).devices(), everything, "me"),
+        ):
             pass
         holder.send_signal(signal.SIGKILL)
         holder.wait(30)
-        with cores(tmp_path).lease(everything, "me") as mine:
+        with cores(tmp_path).lease(cores(tmp_path).devices(), everything, "me") as mine:
             assert held in {core.uid for core in mine}

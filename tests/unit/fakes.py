@@ -169,12 +169,12 @@ class FakeInventory:
         return self._hardware
 
     @contextmanager
-    def lease(self, count: int, owner: str) -> Iterator[tuple[Device, ...]]:
+    def lease(self, among: Hardware, count: int, owner: str) -> Iterator[tuple[Device, ...]]:
         if self._busy:
             raise DevicesBusyError(f"the devices that {owner} wants are held by another")
         self.leased += count
         try:
-            yield self._hardware.devices[:count]
+            yield among.devices[:count]
         finally:
             self.leased -= count
 

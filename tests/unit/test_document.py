@@ -30,12 +30,13 @@ STUDY = study_spec()
 
 
 def candidate(number: int, purpose: Purpose = Purpose.SEARCH, *, watts: float = 100.0) -> Candidate:
+    own = EngineConfig(engine="fake", max_num_seqs=number + 1)
     row = TrialRow(
         study="small",
         number=number,
         purpose=purpose,
         state=TrialState.MEASURED,
-        config=EngineConfig(engine="fake", max_num_seqs=number + 1),
+        config=STUDY.default_config() if purpose is Purpose.DEFAULTS else own,
     )
     final = curve((4.0,), watts=watts)
     return Candidate(row=row, curve=curve(watts=watts), command=f"serve {number}", final_curve=final)

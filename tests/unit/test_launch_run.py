@@ -78,6 +78,7 @@ class Parts:
         bench = Bench(
             launcher=self.launcher,
             environment=ENVIRONMENT,
+            hardware=self.inventory.devices(),
             inventory=self.inventory,
             host=self.host,
             driver=self.driver,

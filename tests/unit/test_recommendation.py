@@ -29,12 +29,13 @@ OPERATING = (4.0,)
 
 
 def row(number: int, purpose: Purpose = Purpose.SEARCH) -> TrialRow:
+    own = EngineConfig(engine="fake", max_num_seqs=number + 1)
     return TrialRow(
         study="small",
         number=number,
         purpose=purpose,
         state=TrialState.MEASURED,
-        config=EngineConfig(engine="fake", max_num_seqs=number + 1),
+        config=STUDY.default_config() if purpose is Purpose.DEFAULTS else own,
         command=f"serve {number}",
     )
 

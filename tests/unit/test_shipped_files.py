@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from typer.testing import CliRunner
 
 from autotune import wiring
-from autotune.adapters.study_file import SourceFile
+from autotune.adapters.study_file import SourceFile, check_against_hardware, read_study
 from autotune.cli.app import app
+from autotune.domain.hardware import Device, DeviceKind, Hardware
 from autotune.domain.space import SearchSpace
 
 
@@ -19,11 +21,19 @@ def test_the_shipped_schema_is_the_one_that_the_command_prints() -> None:
 
 def test_shipped_files_carry_the_line_by_which_editors_complete_them() -> None:
     shipped = sorted(wiring.SPACES.glob("*.yaml"))
-    assert [path.stem for path in shipped] == ["quickstart", "vllm"]
+    assert [path.stem for path in shipped] == ["quickstart", "vllm-quickstart", "vllm"]
     for path in shipped:
         assert path.read_text().startswith("# yaml-language-server: $schema=study.schema.json")
 
 
-def test_the_shipped_space_is_sound() -> None:
-    space = SearchSpace.model_validate(SourceFile(wiring.SPACES / "vllm.yaml").data)
+@pytest.mark.parametrize("name", ["vllm", "vllm-quickstart"])
+def test_shipped_spaces_are_sound(name: str) -> None:
+    space = SearchSpace.model_validate(SourceFile(wiring.SPACES / f"{name}.yaml").data)
     assert next(space.points())
+
+
+def test_a_space_by_name_may_be_larger_than_the_machine() -> None:
+    study = read_study(wiring.SPACES / "quickstart.yaml", wiring.SPACES)
+    assert 2 in study.space.choices("tensor_parallel")
+    core = Device(DeviceKind.CPU, 0, "core", "cpu-0", 1 << 30)
+    check_against_hardware(wiring.SPACES / "quickstart.yaml", study, Hardware(DeviceKind.CPU, (core,)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autotune.adapters.engine_env import EngineEnvironments
 from autotune.domain.config import SEARCHABLE, EngineConfig
 from autotune.domain.errors import InfeasibleConfigError
 from autotune.domain.hardware import Device, DeviceKind
@@ -302,11 +302,9 @@ def test_other_commands_are_refused(command: str, says: str) -> None:
 
 @pytest.mark.engine
 def test_the_probe_reads_the_real_parser() -> None:
-    executable = os.environ.get("AUTOTUNE_TEST_VLLM")
-    if not executable:
-        pytest.skip("AUTOTUNE_TEST_VLLM names no vllm executable")
+    environment = EngineEnvironments().find(LAUNCHER, None)
     done = subprocess.run(
-        [Path(executable).parent / "python", "-c", LAUNCHER.traits.parser_probe],
+        [environment.executable.parent / "python", "-c", LAUNCHER.traits.parser_probe],
         capture_output=True,
         check=True,
         text=True,
