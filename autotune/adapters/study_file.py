@@ -91,6 +91,14 @@ def read_slas(path: Path) -> tuple[Sla, ...]:
         raise InputError(_problems(source, invalid)) from invalid
 
 
+def study_schema() -> dict[str, Any]:
+    """JSON Schema of study files: that of the study, whose space may be a name."""
+    schema = StudySpec.model_json_schema()
+    by_name = {"type": "string", "description": "name of a space, such as vllm"}
+    schema["properties"]["space"] = {"anyOf": [schema["properties"]["space"], by_name]}
+    return schema
+
+
 def check_against_hardware(path: Path, study: StudySpec, hardware: Hardware) -> None:
     """Raise InputError for parallelism written in the study file that this hardware cannot carry.
 

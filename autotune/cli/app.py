@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 
 from autotune import __version__, wiring
-from autotune.adapters.study_file import SourceFile, read_slas
+from autotune.adapters.study_file import SourceFile, read_slas, study_schema
 from autotune.cli import engines, models, render
 from autotune.cli.progress import progress
 from autotune.domain.document import (
@@ -160,12 +160,7 @@ def validate(
 @app.command(epilog="Example: autotune schema > study.schema.json")
 def schema() -> None:
     """Print the JSON Schema of study files, for editors and pipelines."""
-    document = StudySpec.model_json_schema()
-    space = document["properties"]["space"]
-    document["properties"]["space"] = {
-        "anyOf": [space, {"type": "string", "description": "name of a space, such as vllm"}]
-    }
-    render.print_json(document)
+    render.print_json(study_schema())
 
 
 @app.callback()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 from pathlib import Path
 from typing import Any
@@ -92,11 +91,11 @@ def test_a_model_without_weights_is_a_checkpoint_failure(tmp_path: Path) -> None
 
 
 def test_a_model_that_is_not_there_is_a_checkpoint_failure(tmp_path: Path) -> None:
-    study = tiny_study(tmp_path)
-    shutil.rmtree(tmp_path / "model")
+    engine = {"name": "vllm", "fixed": {"eager": True}, "env": {"HF_HUB_OFFLINE": "1"}}
+    study = tiny_study(tmp_path, engines=[engine]).model_copy(update={"model": "nobody/no-such-model"})
     record = launch(tmp_path, study)
     assert record.failure is not None
-    assert record.failure.failure_class is FailureClass.CHECKPOINT
+    assert record.failure.failure_class is FailureClass.CHECKPOINT, record.failure
 
 
 def test_a_taken_port_is_the_benchs_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from fakes import hardware
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.adapters.study_file import SourceFile, check_against_hardware, read_slas, read_study
+from autotune.adapters.study_file import (
+    SourceFile,
+    check_against_hardware,
+    read_slas,
+    read_study,
+    study_schema,
+)
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.study import StudySpec
 
@@ -464,11 +470,14 @@ def test_the_quickstart_is_sound_and_survives_storing() -> None:
     assert StudySpec.model_validate_json(study.model_dump_json()) == study
 
 
-@pytest.mark.skipif(find_spec("jsonschema") is None, reason="jsonschema is no dependency")
 def test_the_schema_accepts_the_quickstart() -> None:
-    import jsonschema  # type: ignore[import-untyped,import-not-found,unused-ignore] # noqa: PLC0415
+    jsonschema.validate(plain(SourceFile(QUICKSTART).data), study_schema())
 
-    jsonschema.validate(plain(SourceFile(QUICKSTART).data), StudySpec.model_json_schema())
+
+def test_the_schema_refuses_what_the_parser_refuses() -> None:
+    data = plain(SourceFile(QUICKSTART).data)
+    with pytest.raises(jsonschema.ValidationError, match="bugdet"):
+        jsonschema.validate({**data, "bugdet": {}}, study_schema())
 
 
 def plain(node: Any) -> Any:
