@@ -11,12 +11,13 @@ from pathlib import Path
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import BenchError
 from autotune.domain.events import PhaseChanged
-from autotune.domain.hardware import Hardware
+from autotune.domain.hardware import Device, Hardware
 from autotune.domain.launch import (
     EngineDiedError,
     EngineEnvironment,
     Failure,
     LaunchContext,
+    LaunchSpec,
     Phase,
     Reaction,
     shell_command,
@@ -113,21 +114,10 @@ class _Launch:
         with ExitStack() as stack:
             owner = f"study {task.study.name}, trial {task.number}"
             devices = stack.enter_context(bench.inventory.lease(bench.hardware, task.config.ranks, owner))
-            spec = bench.launcher.launch_spec(
-                task.config,
-                LaunchContext(
-                    model=task.study.model,
-                    environment=bench.environment,
-                    devices=devices,
-                    args=task.study.engine.args,
-                    env=task.study.engine.env,
-                ),
-            )
-            self._command = " && ".join(shell_command(process) for process in spec.processes)
             self._phase(Phase.STARTING)
             engine = stack.enter_context(
                 bench.host.serving(
-                    spec,
+                    self._spec(devices),
                     workdir=task.workdir,
                     start_timeout_s=task.study.measurement.start_timeout,
                     cancelled=self._cancelled,
@@ -154,6 +144,19 @@ class _Launch:
             finally:
                 self._loaded_s = time.monotonic()
             self._phase(Phase.STOPPING)
+
+    def _spec(self, devices: tuple[Device, ...]) -> LaunchSpec:
+        study = self._task.study
+        context = LaunchContext(
+            model=study.model,
+            environment=self._bench.environment,
+            devices=devices,
+            args=study.engine.args,
+            env=study.engine.env,
+        )
+        spec = self._bench.launcher.launch_spec(self._task.config, context)
+        self._command = " && ".join(shell_command(process) for process in spec.processes)
+        return spec
 
     def _first_request(self, engine: RunningEngine) -> None:
         """Ask for one real answer: engines have been seen healthy that die of their first request."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from autotune.domain.sla import Sla
 from autotune.domain.study import MeasurementSpec, StudySpec
 from autotune.domain.workload import Level, plan_load
 
-ATTEMPTS_PER_LEVEL = 2
-"""A level in which the client was late is driven once more before the launch is given up."""
+PAUSES_S = (0.0, 2.0, 8.0)
+"""Waits before a level in which the client was late is driven again: a busy machine may calm down."""
 MOST_RETREATS = 2
 """Lower loads tried in a final whose operating point did not hold."""
 
@@ -102,7 +103,8 @@ def window_length_s(level: Level, spec: MeasurementSpec, *, final: bool) -> floa
 
 
 def _measure_patiently(bench: LoadBench, study: StudySpec, level: Level, *, final: bool) -> Measurement:
-    for attempt in range(ATTEMPTS_PER_LEVEL):
+    for attempt, pause_s in enumerate(PAUSES_S):
+        time.sleep(pause_s)
         measurement = _measure(bench, study, level, final=final, attempt=attempt)
         if not measurement.health.was_limit:
             return measurement

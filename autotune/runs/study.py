@@ -83,21 +83,31 @@ class StudyRun:
 
     def run(self) -> None:
         """Search, then run the finals; raises StudyCancelledError, BenchError."""
-        for purpose, config in self._first():
+        self._launch_given(self._first())
+        while self._may_launch(then_finals=True) and (suggestion := self._parts.search.ask()) is not None:
+            self._try(suggestion, Purpose.SEARCH)
+        self._launch_given(self._references_without_verdict())
+        self._finals()
+
+    def _launch_given(self, given: Sequence[tuple[Purpose, EngineConfig]]) -> None:
+        for purpose, config in given:
             # References come before finals: a small budget buys the figures of what runs today.
             if self._may_launch(then_finals=purpose is Purpose.SEARCH):
                 self._try(self._parts.search.begin(config), purpose)
-        while self._may_launch(then_finals=True) and (suggestion := self._parts.search.ask()) is not None:
-            self._try(suggestion, Purpose.SEARCH)
-        self._finals()
+
+    def _references(self) -> list[tuple[Purpose, EngineConfig]]:
+        """Production's configuration and the engine's defaults."""
+        production = self._parts.baseline
+        defaults = (Purpose.DEFAULTS, self._study.default_config())
+        return [(Purpose.BASELINE, production), defaults] if production else [defaults]
 
     def _first(self) -> list[tuple[Purpose, EngineConfig]]:
-        """Production's configuration, the defaults, the recipes; those without a verdict yet."""
-        study = self._study
-        defaults = study.default_config()
-        first = [(Purpose.BASELINE, self._parts.baseline)] if self._parts.baseline else []
-        first.append((Purpose.DEFAULTS, defaults))
-        first += [(Purpose.SEARCH, study.space.config_at(defaults, point)) for point in study.try_first]
+        """The references, the recipes, what was interrupted; those that no trial had."""
+        defaults = self._study.default_config()
+        first = self._references()
+        first += [
+            (Purpose.SEARCH, self._study.space.config_at(defaults, point)) for point in self._study.try_first
+        ]
         first += [(Purpose.SEARCH, row.config) for row in self._rows.values() if _is_interrupted(row)]
         seen = {row.config.key for row in self._rows.values() if not _is_interrupted(row)}
         fresh = []
@@ -106,6 +116,12 @@ class StudyRun:
                 seen.add(config.key)
                 fresh.append((purpose, config))
         return fresh
+
+    def _references_without_verdict(self) -> list[tuple[Purpose, EngineConfig]]:
+        """References whose launch the bench broke: nothing can be compared without them."""
+        without = [row.config.key for row in self._rows.values() if row.state is TrialState.BENCH_ERROR]
+        judged = {row.config.key for row in self._rows.values() if budget.was_judged(row)}
+        return [(p, c) for p, c in self._references() if c.key in without and c.key not in judged]
 
     def _try(self, suggestion: Suggestion, purpose: Purpose) -> None:
         why = why_infeasible(suggestion.config, self._parts.setting)

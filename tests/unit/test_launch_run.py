@@ -26,6 +26,7 @@ from autotune.domain.model import ModelShape
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec
 from autotune.domain.workload import Level
+from autotune.runs import levels
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 
 QUICK = {
@@ -235,8 +236,9 @@ def test_a_level_in_which_the_client_was_late_is_driven_once_more(tmp_path: Path
     assert [event.level.concurrency for event in parts.events.of(LevelMeasured)].count(2) == 1
 
 
-def test_a_client_that_is_late_again_broke_the_bench(tmp_path: Path) -> None:
-    parts = Parts(driver=FakeDriver(lag_s=[0.0, 1.0, 0.5]))
+def test_a_client_that_is_late_again_broke_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "PAUSES_S", (0.0, 0.0, 0.0))
+    parts = Parts(driver=FakeDriver(lag_s=[0.0, 1.0, 1.0, 0.5]))
     with pytest.raises(BenchError, match=r"client was the limit at 2 concurrent.*500 ms"):
         parts.run(tmp_path)
 

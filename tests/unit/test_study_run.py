@@ -274,6 +274,22 @@ def test_a_bench_broken_twice_is_recorded_and_not_scored(tmp_path: Path) -> None
     assert bench.launched[-1][0] == "final"
 
 
+def test_a_reference_that_the_bench_broke_is_launched_again_before_the_finals(tmp_path: Path) -> None:
+    broken = [BenchError("client late"), BenchError("client late")]
+
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        if order.purpose is Purpose.DEFAULTS and broken:
+            raise broken.pop()
+        return record(order)
+
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path, launch)
+    bench.run()
+    assert [purpose for purpose, _ in bench.launched][:2] == ["defaults", "defaults"]
+    again = [row for row in bench.rows if row.purpose is Purpose.DEFAULTS]
+    assert [row.state for row in again] == [TrialState.BENCH_ERROR, TrialState.MEASURED]
+    assert again[1].number < min(row.number for row in bench.rows if row.final_of is not None)
+
+
 def test_a_bench_that_keeps_breaking_stops_the_study(tmp_path: Path) -> None:
     def launch(order: LaunchOrder) -> LaunchRecord:
         raise BenchError("meter gone")
