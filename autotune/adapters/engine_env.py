@@ -66,7 +66,7 @@ class EngineCheck:
 
 
 class EngineEnvironments:
-    """The port Environments over directories of this machine."""
+    """Engines in directories of this machine."""
 
     def __init__(self, home: Path | None = None, cache: Path | None = None) -> None:
         self._home = home or engines_home()

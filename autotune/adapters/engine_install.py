@@ -161,11 +161,6 @@ def install_engine(name: str, *, home: Path, echo: Echo) -> Path:
     return Installer(home=home, echo=echo).install(name)
 
 
-def installable() -> tuple[str, ...]:
-    """Names of the engines that can be installed."""
-    return tuple(_LOCKS)
-
-
 def run_command(command: Sequence[str], timeout_s: float) -> CommandResult:
     """Run a command without input; it and its children are killed at the deadline or on an interrupt."""
     process = subprocess.Popen(

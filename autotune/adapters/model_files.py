@@ -12,7 +12,7 @@ from autotune.domain.model import ModelShape
 
 
 class ModelFiles:
-    """The port Models over the file system; ``environ`` says where the hub's cache is."""
+    """Models on the file system; ``environ`` says where the hub's cache is."""
 
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         self._environ = os.environ if environ is None else environ

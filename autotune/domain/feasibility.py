@@ -34,8 +34,8 @@ def why_infeasible(config: EngineConfig, setting: Setting) -> str | None:
 
 
 def _devices(config: EngineConfig, setting: Setting) -> str | None:
-    most = setting.requirements.most_gpus or setting.hardware.count
-    most = min(most, setting.hardware.count)
+    here = setting.hardware.count
+    most = min(setting.requirements.most_gpus or here, here)
     if config.ranks > most:
         return f"needs {config.ranks} devices (TP x PP x DP), {most} may be used"
     return None

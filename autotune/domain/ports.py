@@ -13,14 +13,12 @@ from autotune.domain.events import Event
 from autotune.domain.hardware import Device, DeviceKind, Hardware
 from autotune.domain.launch import (
     Endpoint,
-    EngineEnvironment,
     Evidence,
     Failure,
     LaunchContext,
     LaunchSpec,
 )
 from autotune.domain.measurement import LoadResult
-from autotune.domain.model import ModelShape
 from autotune.domain.power import PowerTrace
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
 from autotune.domain.workload import LoadPlan
@@ -180,20 +178,6 @@ class Catalog(Protocol):
 
     def put_study(self, row: StudyRow) -> None:
         """Insert a study's row, or replace it."""
-
-
-class Environments(Protocol):
-    """Finds installed engines."""
-
-    def find(self, launcher: Launcher, at: Path | None) -> EngineEnvironment:
-        """Return the engine's environment and what its parser said; raises InputError with the remedy."""
-
-
-class Models(Protocol):
-    """Reads what is known of a model without loading it."""
-
-    def shape(self, model: str) -> ModelShape | None:
-        """Read its config.json; None where it is not at hand (a hub name that was never fetched)."""
 
 
 Cancelled = Callable[[], bool]
