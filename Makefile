@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --ed
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help tune test test-unit test-e2e lint bench-overhead clean prerequisites engine
+.PHONY: help tune test test-unit test-e2e lint bench-overhead bench-load clean prerequisites engine
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ lint: $(INSTALLED_DEV) ## style, formatting, types and layers
 
 bench-overhead: engine .models/tiny-dense/config.json ## what the bench itself costs
 	@$(BIN)/python bench/overhead.py
+
+bench-load: engine .models/tiny-dense/config.json ## our load client beside vllm bench serve, aiperf and guidellm
+	@$(BIN)/python bench/load.py
 
 clean: ## remove what was made here; studies and installed engines stay
 	rm -rf $(VENV) .models build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

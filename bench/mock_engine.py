@@ -4,9 +4,17 @@
 
 Timing, from the environment: a request waits for one of `--max-num-seqs` places, then MOCK_TTFT_MS (20) to
 its first token, then MOCK_TPOT_MS (2) a token, longer by MOCK_TPOT_PER_SEQ_MS (0) for each request that runs
-beside it, with MOCK_JITTER (0.1, relative standard deviation, seed MOCK_SEED). MOCK_START_S (0) passes before
-it listens. MOCK_LOG names a file that gets one JSON line per request with the times at which its tokens were
-truly written, in monotonic seconds, to judge load clients by.
+beside it, with MOCK_JITTER (0.1, relative standard deviation, seed MOCK_SEED) and for the first token
+MOCK_TTFT_JITTER (0). MOCK_START_S (0) passes before it listens.
+
+MOCK_LOG names a file that gets one JSON line per request, to judge load clients by: when it was received and
+when each of its tokens was written, in monotonic seconds; its id, which as in vLLM comes from the client's
+X-Request-Id where there is one; and `mock_wire.digest` of its prompt, for clients that send no id.
+
+MOCK_FLOOD=N (0) is for finding the limit of clients: streams come as fast as one core can write them, from
+bytes prepared beforehand, still one token per event and one HTTP chunk per event, but N events a write on
+average (1 to 2N-1 at random), by turns over all running requests. The log then has the times of the first and
+the last write only.
 
 Failures, as vLLM shows them: `--block-size 16` (refused at start), `--pipeline-parallel-size 2` (healthy, but
 dies at the first request, exit code 0), `--no-such-flag` (exit code 2), and by `--mock-fail` or MOCK_FAIL:
@@ -26,9 +34,13 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex, TextIO
+
+from mock_wire import STREAM_END, STREAM_HEAD, digest, event, flood_events
 
 ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)"
@@ -42,6 +54,7 @@ class Timing:
     tpot_s: float
     tpot_per_seq_s: float
     jitter: float
+    ttft_jitter: float
     seed: int
 
     @classmethod
@@ -54,6 +67,7 @@ class Timing:
             tpot_s=number("MOCK_TPOT_MS", 2) / 1e3,
             tpot_per_seq_s=number("MOCK_TPOT_PER_SEQ_MS", 0) / 1e3,
             jitter=number("MOCK_JITTER", 0.1),
+            ttft_jitter=number("MOCK_TTFT_JITTER", 0),
             seed=int(number("MOCK_SEED", 0)),
         )
 
@@ -69,7 +83,8 @@ class Engine:
     dies_at_request: int | None = None
     dies_politely: bool = False
     stalls_at_request: int | None = None
-    truth: Path | None = None
+    truth: TextIO | None = None
+    events_per_write: int = 0
     requests: int = 0
     waiting: int = 0
     running: int = 0
@@ -82,6 +97,10 @@ class Engine:
     def __post_init__(self) -> None:
         self.random = random.Random(self.timing.seed)
         self.places = asyncio.Semaphore(self.most_running)
+
+    def first_step_s(self) -> float:
+        """Time from a request's place to its first token."""
+        return self.timing.ttft_s * max(0.0, self.random.gauss(1.0, self.timing.ttft_jitter))
 
     def step_s(self) -> float:
         """Time to the next token of a running request."""
@@ -103,6 +122,14 @@ class Engine:
         return "".join(f"vllm:{name}{labels} {float(value)}\n" for name, value in values.items())
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """When a request was received, monotonic seconds, and the id that its client gave it."""
+
+    received_s: float
+    request_id: str | None
+
+
 class RefusedError(Exception):
     """A request that gets an error for an answer."""
 
@@ -111,24 +138,34 @@ class RefusedError(Exception):
         self.status = status
 
 
+class StampedReader(asyncio.StreamReader):
+    """Knows when its latest bytes came; those that came in a burst do not wait for the handling of others."""
+
+    fed_s = float("nan")
+
+    def feed_data(self, data: Iterable[SupportsIndex]) -> None:
+        self.fed_s = time.monotonic()
+        super().feed_data(data)
+
+
 class Connection:
     """One HTTP/1.1 connection, kept alive."""
 
-    def __init__(self, engine: Engine, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, engine: Engine, reader: StampedReader, writer: asyncio.StreamWriter) -> None:
         self.engine, self.reader, self.writer = engine, reader, writer
 
     async def serve(self) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while not self.writer.is_closing():
                 head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-                received_s = time.monotonic()
                 method, path, _ = head[0].split(" ")
                 headers = {
                     k.lower(): v.strip() for k, _, v in (line.partition(":") for line in head[1:] if line)
                 }
                 body = await self.reader.readexactly(int(headers.get("content-length", 0)))
                 try:
-                    await self.answer(method, path, body, received_s)
+                    arrival = Arrival(self.reader.fed_s, headers.get("x-request-id"))
+                    await self.answer(method, path, body, arrival)
                 except RefusedError as refusal:
                     kind = "BadRequestError" if refusal.status < 500 else "InternalServerError"
                     error = {"message": str(refusal), "type": kind, "param": None, "code": refusal.status}
@@ -138,7 +175,7 @@ class Connection:
                     break
         self.writer.close()
 
-    async def answer(self, method: str, path: str, body: bytes, received_s: float) -> None:
+    async def answer(self, method: str, path: str, body: bytes, arrival: Arrival) -> None:
         engine = self.engine
         if method == "GET" and path == "/health":
             self.respond(503 if engine.dead else 200, b"")
@@ -148,7 +185,7 @@ class Connection:
         elif method == "GET" and path == "/metrics":
             self.respond(200, engine.metrics().encode(), "text/plain; version=0.0.4")
         elif method == "POST" and path == "/v1/completions":
-            await Completion(self, body, received_s).run()
+            await Completion(self, body, arrival).run()
         else:
             raise RefusedError(404, "Not Found")
 
@@ -157,25 +194,21 @@ class Connection:
         self.writer.write(head.encode() + body)
 
     def begin_stream(self) -> None:
-        self.writer.write(
-            b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
-            b"transfer-encoding: chunked\r\n\r\n"
-        )
+        self.writer.write(STREAM_HEAD)
 
     def send_event(self, data: str) -> None:
-        event = f"data: {data}\n\n".encode()
-        self.writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+        self.writer.write(event(data))
 
     def end_stream(self) -> None:
-        self.send_event("[DONE]")
-        self.writer.write(b"0\r\n\r\n")
+        self.writer.write(STREAM_END)
 
 
 class Completion:
     """One request to /v1/completions."""
 
-    def __init__(self, connection: Connection, body: bytes, received_s: float) -> None:
-        self.connection, self.engine, self.received_s = connection, connection.engine, received_s
+    def __init__(self, connection: Connection, body: bytes, arrival: Arrival) -> None:
+        self.connection, self.engine, self.received_s = connection, connection.engine, arrival.received_s
+        self.id = f"cmpl-{arrival.request_id or uuid.uuid4().hex}"
         try:
             self.asked: dict[str, Any] = json.loads(body)
             prompt = self.asked["prompt"]
@@ -192,6 +225,7 @@ class Completion:
         self.streams = bool(self.asked.get("stream"))
         self.options: dict[str, Any] = self.asked.get("stream_options") or {}
         self.token_s: list[float] = []
+        self.made = 0
 
     async def run(self) -> None:
         engine = self.engine
@@ -206,42 +240,71 @@ class Completion:
         finally:
             engine.waiting -= 1
         engine.running += 1
+        engine.prompt_tokens += len(self.prompt)
         try:
-            await self.generate(
-                stalls=engine.stalls_at_request is not None and number >= engine.stalls_at_request
-            )
+            if engine.events_per_write and self.streams:
+                await self.flood()
+            else:
+                await self.generate(
+                    stalls=engine.stalls_at_request is not None and number >= engine.stalls_at_request
+                )
         finally:
             engine.running -= 1
             engine.places.release()
+            # Before the answer's end: who has all of it finds it in the log.
             self.tell_truth()
+        self.finish()
 
     async def generate(self, *, stalls: bool) -> None:
         engine, connection = self.engine, self.connection
-        engine.prompt_tokens += len(self.prompt)
         if self.streams:
             connection.begin_stream()
-        due_s = time.monotonic() + engine.timing.ttft_s
-        texts: list[str] = []
-        while len(texts) < self.wanted and not connection.writer.is_closing():
+        due_s = time.monotonic() + engine.first_step_s()
+        while self.made < self.wanted and not connection.writer.is_closing():
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
-            if stalls and texts:
+            if stalls and self.made:
                 await asyncio.sleep(3600)
-            # Depends on the prompt alone: every configuration answers alike.
-            texts.append(f" t{(sum(self.prompt) + 7 * len(texts)) % 997}")
-            engine.generated_tokens += 1
-            if self.streams:
-                connection.send_event(self.chunk(texts[-1], len(texts)))
+            text = self.text(self.made)
+            self.made += 1
+            chunk = event(self.chunk(text, self.made)) if self.streams else b""
+            # Before the write: on loopback the client can have the token before the call returns.
             self.token_s.append(time.monotonic())
+            connection.writer.write(chunk)
+            engine.generated_tokens += 1
             await connection.writer.drain()
             due_s += engine.step_s()
-        if self.streams:
-            if self.options.get("include_usage"):
-                usage_chunk = self.envelope() | {"choices": [], "usage": self.usage(len(texts))}
-                connection.send_event(json.dumps(usage_chunk))
-            connection.end_stream()
-        else:
-            whole = self.envelope() | {"choices": [self.choice("".join(texts), "length")]}
-            connection.respond(200, json.dumps(whole | {"usage": self.usage(len(texts))}).encode())
+
+    async def flood(self) -> None:
+        """Stream as fast as may be; other requests get their turn after each write."""
+        engine, writer = self.engine, self.connection.writer
+        events = flood_events(self.wanted)
+        head = STREAM_HEAD
+        while self.made < self.wanted and not writer.is_closing():
+            start = self.made
+            self.made = min(start + engine.random.randint(1, 2 * engine.events_per_write - 1), self.wanted)
+            written = head + b"".join(events[start : self.made])
+            self.token_s[1:] = [time.monotonic()]
+            writer.write(written)
+            engine.generated_tokens += self.made - start
+            head = b""
+            await writer.drain()
+            await asyncio.sleep(0)
+
+    def finish(self) -> None:
+        """Send what comes after the last token, or the whole answer."""
+        connection, usage = self.connection, {"usage": self.usage(self.made)}
+        if not self.streams:
+            text = "".join(self.text(index) for index in range(self.made))
+            whole = self.envelope() | {"choices": [self.choice(text, "length")]}
+            connection.respond(200, json.dumps(whole | usage).encode())
+            return
+        if self.options.get("include_usage"):
+            connection.send_event(json.dumps(self.envelope() | {"choices": []} | usage))
+        connection.end_stream()
+
+    def text(self, index: int) -> str:
+        """A token's text; it depends on the prompt alone: every configuration answers alike."""
+        return f" t{(sum(self.prompt) + 7 * index) % 997}"
 
     def chunk(self, text: str, count: int) -> str:
         chunk = self.envelope() | {"choices": [self.choice(text, "length" if count == self.wanted else None)]}
@@ -251,7 +314,7 @@ class Completion:
 
     def envelope(self) -> dict[str, Any]:
         return {
-            "id": f"cmpl-{id(self):x}",
+            "id": self.id,
             "object": "text_completion",
             "created": 0,
             "model": self.engine.model,
@@ -289,13 +352,14 @@ class Completion:
         if self.engine.truth is None:
             return
         line = {
+            "id": self.id,
+            "prompt": digest(self.asked["prompt"]),
             "received_s": self.received_s,
             "token_s": self.token_s,
             "prompt_tokens": len(self.prompt),
-            "output_tokens": len(self.token_s),
+            "output_tokens": self.made,
         }
-        with self.engine.truth.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        self.engine.truth.write(json.dumps(line) + "\n")
 
 
 def say_traceback(last_line: str) -> None:
@@ -334,10 +398,9 @@ def fail_at_start(args: argparse.Namespace, mode: str) -> None:
         print(f"mock child has pid {child.pid}", flush=True)
 
 
-async def serve(args: argparse.Namespace, mode: str, at_request: int | None) -> None:
+def make_engine(args: argparse.Namespace, mode: str, at_request: int | None) -> Engine:
     pipeline = args.pipeline_parallel_size > 1
-    truth = os.environ.get("MOCK_LOG")
-    engine = Engine(
+    return Engine(
         model=args.served_model_name or args.model,
         most_running=args.max_num_seqs,
         most_tokens=args.max_model_len,
@@ -345,17 +408,25 @@ async def serve(args: argparse.Namespace, mode: str, at_request: int | None) -> 
         dies_at_request=1 if pipeline else at_request if mode == "die-under-load" else None,
         dies_politely=pipeline,
         stalls_at_request=at_request if mode == "stall" else None,
-        truth=Path(truth) if truth else None,
+        events_per_write=int(os.environ.get("MOCK_FLOOD", "0")),
     )
 
+
+async def serve(engine: Engine, host: str, port: int) -> None:
+    loop = asyncio.get_running_loop()
+
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert isinstance(reader, StampedReader)
         await Connection(engine, reader, writer).serve()
 
+    def accept() -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(StampedReader(loop=loop), connected, loop=loop)
+
     # A burst of connections waits in the backlog; the default of 100 would refuse some.
-    server = await asyncio.start_server(connected, args.host, args.port, backlog=2048)
+    server = await loop.create_server(accept, host, port, backlog=2048)
     stopped = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
-    print(f"mock engine listens on {args.host}:{args.port}", flush=True)
+    loop.add_signal_handler(signal.SIGTERM, stopped.set)
+    print(f"mock engine listens on {host}:{port}", flush=True)
     await stopped.wait()
     server.close()
 
@@ -365,7 +436,12 @@ def main() -> None:
     mode, _, number = args.mock_fail.partition(":")
     time.sleep(float(os.environ.get("MOCK_START_S", "0")))
     fail_at_start(args, mode)
-    asyncio.run(serve(args, mode, int(number) if number else None))
+    engine = make_engine(args, mode, int(number) if number else None)
+    with contextlib.ExitStack() as stack:
+        if at := os.environ.get("MOCK_LOG"):
+            # By the line: a mock that is killed leaves what it logged.
+            engine.truth = stack.enter_context(Path(at).open("a", buffering=1))
+        asyncio.run(serve(engine, args.host, args.port))
 
 
 if __name__ == "__main__":

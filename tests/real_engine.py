@@ -13,12 +13,12 @@ from autotune.domain.config import EngineConfig
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec
 from autotune.domain.workload import Level
-from autotune.runs.launch import Bench, LaunchTask, run_launch
+from autotune.runs.launch import LaunchTask, run_launch
 from launchers.vllm import LAUNCHER
 
 WORKLOAD = {"name": "chat", "input_tokens": 64, "output_tokens": 32}
 SLA = {"name": "any", "attainment": 0.5, "slos": {"e2e": "30s"}}
-MEASUREMENT = {"warmup": "1s", "window": "4s", "final_window": "4s", "start_timeout": "4m"}
+MEASUREMENT = {"warmup": "1s", "window": "4s", "longest_window": "4s", "start_timeout": "4m"}
 
 
 def tiny_study(folder: Path, *, moe: bool = False, **changes: Any) -> StudySpec:
@@ -52,9 +52,6 @@ def launch(
 
     ``parser_asked`` false lets through to the engine what its parser is known to refuse.
     """
-    bench: Bench = wiring.bench_for(study, LAUNCHER)
-    if not parser_asked:
-        bench = replace(bench, environment=replace(bench.environment, flags={}))
     config: EngineConfig = study.default_config().replaced(words or {})
     task = LaunchTask(
         study=study,
@@ -64,4 +61,6 @@ def launch(
         workdir=folder / "logs",
         levels=levels,
     )
-    return run_launch(task, bench, lambda _event: None, lambda: False)
+    with wiring.bench_for(study, LAUNCHER) as bench:
+        unasked = replace(bench, environment=replace(bench.environment, flags={}))
+        return run_launch(task, bench if parser_asked else unasked, lambda _event: None, lambda: False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -13,35 +13,52 @@ import numpy as np
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from optuna.artifacts import ArtifactMeta, get_all_artifact_meta, upload_artifact
 from optuna.artifacts._protocol import ArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
 
 from autotune.adapters.optuna_search import frozen_trial
 from autotune.domain.config import EngineConfig
+from autotune.domain.counters import CounterTrace
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.launch import Failure, FailureClass, Phase
-from autotune.domain.measurement import ClientHealth, LoadCurve, Measurement, RequestTable
-from autotune.domain.power import DevicePower, PowerBasis, PowerTrace, Window
+from autotune.domain.measurement import (
+    REQUEST_COLUMNS,
+    ClientHealth,
+    Floats,
+    LoadCurve,
+    Measurement,
+    RequestTable,
+    WindowEnd,
+)
+from autotune.domain.node import read_node_state
+from autotune.domain.power import Conditions, DevicePower, PowerBasis, PowerScope, PowerTrace, Window
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.workload import Level
 
-LAUNCH_FILE, REQUESTS_FILE, POWER_FILE = "launch.json", "requests.parquet", "power.parquet"
-FORMAT = 1
-_POWER_SCHEMA = pa.schema(
+LAUNCH_FILE = "launch.json"
+REQUESTS_FILE, SERIES_FILE = "requests.parquet", "series.parquet"
+FORMAT = 2
+"""Raised with every change of what is written; another is refused, not guessed at."""
+_SERIES_SCHEMA = pa.schema(
     {
         "level": pa.int32(),
-        "device": pa.int32(),
-        "kind": pa.string(),
+        "source": pa.string(),
+        "series": pa.string(),
         "time_s": pa.float64(),
         "value": pa.float64(),
     }
 )
-_REQUEST_COLUMNS = ("due_s", "sent_s", "finished_s", "prompt_tokens", "output_tokens", "status")
+_CONDITIONS = ("temperature_c", "clock_mhz", "power_limit_w", "slowdown")
+_DEVICE_SERIES = ("power_w", "counter_j", *_CONDITIONS)
+_NO_SERIES = (np.zeros(0), np.zeros(0))
+ENGINE = "engine"
+"""Source of the engine's own counters; devices are PLACE/UID, the meter that ranks at place 0."""
 
 
 class ArtifactArchive:
-    """Launch records under their Optuna trials: ``launch.json``, two Parquet files, and the logs."""
+    """Launch records under their Optuna trials: ``launch.json``, requests and series as Parquet, logs."""
 
     def __init__(
         self, study: optuna.Study, store: ArtifactStore, storage: optuna.storages.BaseStorage
@@ -66,9 +83,9 @@ class ArtifactArchive:
         try:
             trial = frozen_trial(self._study, number)
             metas = {m.filename: m for m in get_all_artifact_meta(trial, storage=self._storage)}
-            launch = json.loads(self._read(metas[LAUNCH_FILE]))
+            launch = _launch_of_this_format(self._read(metas[LAUNCH_FILE]))
             requests = pq.read_table(pa.BufferReader(self._read(metas[REQUESTS_FILE])))
-            power = pq.read_table(pa.BufferReader(self._read(metas[POWER_FILE])))
+            series = pq.read_table(pa.BufferReader(self._read(metas[SERIES_FILE])))
         except (LookupError, ValueError, OSError, pa.ArrowException, ArtifactNotFound) as lost:
             raise InputError(
                 InputProblem(
@@ -77,7 +94,7 @@ class ArtifactArchive:
                     "restore the artifacts folder beside the database, or run the study again",
                 )
             ) from lost
-        return _read(launch, requests, power)
+        return _read(launch, requests, series)
 
     def _read(self, meta: ArtifactMeta) -> bytes:
         with self._store.open_reader(meta.artifact_id) as file:
@@ -85,11 +102,11 @@ class ArtifactArchive:
 
 
 def _write(record: LaunchRecord, folder: Path) -> tuple[Path, ...]:
-    launch, requests, power = folder / LAUNCH_FILE, folder / REQUESTS_FILE, folder / POWER_FILE
+    launch, requests, series = folder / LAUNCH_FILE, folder / REQUESTS_FILE, folder / SERIES_FILE
     launch.write_text(json.dumps(_launch_json(record), indent=1))
     pq.write_table(_requests_table(record.curve), requests, compression="zstd")
-    pq.write_table(_power_table(record.curve), power, compression="zstd")
-    return launch, requests, power
+    pq.write_table(_series_table(record.curve), series, compression="zstd")
+    return launch, requests, series
 
 
 def _launch_json(record: LaunchRecord) -> dict[str, Any]:
@@ -105,20 +122,32 @@ def _launch_json(record: LaunchRecord) -> dict[str, Any]:
         "launch_s": record.launch_s,
         "load_s": record.load_s,
         "failure": asdict(record.failure) if record.failure else None,
-        "levels": [
+        "device": record.device,
+        "before": asdict(record.before) if record.before else None,
+        "after": asdict(record.after) if record.after else None,
+        "levels": [_level_json(measurement) for measurement in record.curve],
+    }
+
+
+def _level_json(measurement: Measurement) -> dict[str, Any]:
+    return {
+        "level": asdict(measurement.level),
+        "window": asdict(measurement.window),
+        "ended": measurement.ended,
+        "steady": measurement.steady,
+        "prefix_share": measurement.prefix_share,
+        "health": asdict(measurement.health),
+        "counters": list(measurement.counters.values),
+        "meters": [
             {
-                "level": asdict(m.level),
-                "window": asdict(m.window),
-                "health": asdict(m.health),
-                "counters": dict(m.counters),
-                "power": {
-                    "basis": m.power.basis,
-                    "source": m.power.source,
-                    "period_s": m.power.period_s,
-                    "devices": [d.uid for d in m.power.devices],
-                },
+                "basis": trace.basis,
+                "source": trace.source,
+                "scope": trace.scope,
+                "period_s": trace.period_s,
+                "reserved": trace.reserved,
+                "devices": [{"uid": d.uid, "foreign": d.foreign} for d in trace.devices],
             }
-            for m in record.curve
+            for trace in (measurement.power, *measurement.beside)
         ],
     }
 
@@ -128,7 +157,7 @@ def _requests_table(curve: LoadCurve) -> pa.Table:
     tables = []
     for index, measurement in enumerate(curve):
         requests = measurement.requests
-        columns: dict[str, Any] = {name: getattr(requests, name) for name in _REQUEST_COLUMNS}
+        columns: dict[str, Any] = {name: getattr(requests, name) for name in REQUEST_COLUMNS}
         offsets = np.concatenate(([0], requests.chunk_end)).astype(np.int32)
         columns["chunk_s"] = pa.ListArray.from_arrays(pa.array(offsets), pa.array(requests.chunk_s))
         columns["error"] = pa.array(requests.error, pa.string())
@@ -137,30 +166,44 @@ def _requests_table(curve: LoadCurve) -> pa.Table:
     return pa.concat_tables(tables) if tables else pa.table({"level": pa.array([], pa.int32())})
 
 
-def _power_table(curve: LoadCurve) -> pa.Table:
-    """One row per sample; ``kind`` says whether ``value`` is instant watts or a counter's joules."""
-    parts: list[pa.Table] = []
-    for index, measurement in enumerate(curve):
-        for place, device in enumerate(measurement.power.devices):
-            for kind, time_s, value in (
-                ("power_w", device.time_s, device.power_w),
-                ("counter_j", device.counter_time_s, device.counter_j),
-            ):
-                parts.append(
-                    pa.table(
-                        {
-                            "level": np.full(len(time_s), index, dtype=np.int32),
-                            "device": np.full(len(time_s), place, dtype=np.int32),
-                            "kind": pa.array([kind] * len(time_s), pa.string()),
-                            "time_s": time_s,
-                            "value": value,
-                        }
-                    )
-                )
-    return pa.concat_tables(parts) if parts else _POWER_SCHEMA.empty_table()
+def _series_table(curve: LoadCurve) -> pa.Table:
+    """One row per sample of each series: watts, joules, degrees of a device, an engine's counters."""
+    tables = [
+        pa.table(
+            {
+                "level": np.full(len(time_s), index, dtype=np.int32),
+                "source": pa.array([source] * len(time_s), pa.string()),
+                "series": pa.array([name] * len(time_s), pa.string()),
+                "time_s": time_s,
+                "value": np.asarray(values, dtype=np.float64),
+            }
+        )
+        for index, measurement in enumerate(curve)
+        for source, name, time_s, values in _series(measurement)
+    ]
+    return pa.concat_tables(tables) if tables else _SERIES_SCHEMA.empty_table()
 
 
-def _read(launch: dict[str, Any], requests: pa.Table, power: pa.Table) -> LaunchRecord:
+def _series(measurement: Measurement) -> Iterator[tuple[str, str, Floats, Floats | NDArray[np.int64]]]:
+    for place, trace in enumerate((measurement.power, *measurement.beside)):
+        for device in trace.devices:
+            source = f"{place}/{device.uid}"
+            yield source, "power_w", device.time_s, device.power_w
+            yield source, "counter_j", device.counter_time_s, device.counter_j
+            for name in _CONDITIONS:
+                yield source, name, device.conditions.time_s, getattr(device.conditions, name)
+    for name, values in measurement.counters.values.items():
+        yield ENGINE, name, measurement.counters.time_s, values
+
+
+def _launch_of_this_format(text: bytes) -> dict[str, Any]:
+    launch: dict[str, Any] = json.loads(text)
+    if launch["format"] != FORMAT:
+        raise ValueError(f"they are of format {launch['format']}, and this version reads {FORMAT}")
+    return launch
+
+
+def _read(launch: dict[str, Any], requests: pa.Table, series: pa.Table) -> LaunchRecord:
     failure = launch["failure"]
     return LaunchRecord(
         study=launch["study"],
@@ -170,7 +213,7 @@ def _read(launch: dict[str, Any], requests: pa.Table, power: pa.Table) -> Launch
         model=launch["model"],
         command=launch["command"],
         curve=tuple(
-            _read_level(level, _rows_of(requests, index), _rows_of(power, index))
+            _read_level(level, _rows_of(requests, index), _by_series(_rows_of(series, index)))
             for index, level in enumerate(launch["levels"])
         ),
         versions=launch["versions"],
@@ -184,6 +227,9 @@ def _read(launch: dict[str, Any], requests: pa.Table, power: pa.Table) -> Launch
         )
         if failure
         else None,
+        device=launch["device"],
+        before=read_node_state(launch["before"]) if launch["before"] else None,
+        after=read_node_state(launch["after"]) if launch["after"] else None,
     )
 
 
@@ -191,21 +237,45 @@ def _rows_of(table: pa.Table, level: int) -> pa.Table:
     return table.filter(pa.compute.equal(table["level"], level)).combine_chunks()
 
 
-def _read_level(level: dict[str, Any], requests: pa.Table, power: pa.Table) -> Measurement:
+_BySeries = dict[tuple[str, str], tuple[Floats, Floats]]
+"""(times, values) by source and series."""
+
+
+def _by_series(table: pa.Table) -> _BySeries:
+    source = np.array(table["source"].to_pylist(), dtype=object)
+    series = np.array(table["series"].to_pylist(), dtype=object)
+    time_s, value = table["time_s"].to_numpy(), table["value"].to_numpy()
+    found: _BySeries = {}
+    for key in dict.fromkeys(zip(source, series, strict=True)):
+        rows = (source == key[0]) & (series == key[1])
+        found[key] = time_s[rows], value[rows]
+    return found
+
+
+def _read_level(level: dict[str, Any], requests: pa.Table, series: _BySeries) -> Measurement:
+    power, *beside = (_read_meter(meter, place, series) for place, meter in enumerate(level["meters"]))
+    counters = {name: series.get((ENGINE, name), _NO_SERIES) for name in level["counters"]}
     return Measurement(
         level=Level(**level["level"]),
         window=Window(**level["window"]),
         requests=_read_requests(requests),
-        power=_read_power(level["power"], power),
+        power=power,
+        beside=tuple(beside),
         health=ClientHealth(**level["health"]),
-        counters=level["counters"],
+        counters=CounterTrace(
+            time_s=next((time_s for time_s, _ in counters.values()), _NO_SERIES[0]),
+            values={name: values for name, (_, values) in counters.items()},
+        ),
+        ended=WindowEnd(level["ended"]),
+        steady=level["steady"],
+        prefix_share=level["prefix_share"],
     )
 
 
 def _read_requests(table: pa.Table) -> RequestTable:
     chunks = table["chunk_s"].combine_chunks()
     lengths = cast("Any", pa.compute.list_value_length(chunks)).to_numpy(zero_copy_only=False)
-    columns = {name: table[name].to_numpy() for name in _REQUEST_COLUMNS}
+    columns = {name: table[name].to_numpy() for name in REQUEST_COLUMNS}
     return RequestTable(
         **columns,
         error=tuple(table["error"].to_pylist()),
@@ -214,24 +284,30 @@ def _read_requests(table: pa.Table) -> RequestTable:
     )
 
 
-def _read_power(power: dict[str, Any], table: pa.Table) -> PowerTrace:
-    device, kind = table["device"].to_numpy(), np.array(table["kind"].to_pylist(), dtype=object)
-    time_s, value = table["time_s"].to_numpy(), table["value"].to_numpy()
-
-    def trace(place: int, uid: str) -> DevicePower:
-        watts = (device == place) & (kind == "power_w")
-        counted = (device == place) & (kind == "counter_j")
+def _read_meter(meter: dict[str, Any], place: int, series: _BySeries) -> PowerTrace:
+    def read(device: dict[str, Any]) -> DevicePower:
+        of = {name: series.get((f"{place}/{device['uid']}", name), _NO_SERIES) for name in _DEVICE_SERIES}
         return DevicePower(
-            uid=uid,
-            time_s=time_s[watts],
-            power_w=value[watts],
-            counter_time_s=time_s[counted],
-            counter_j=value[counted],
+            uid=device["uid"],
+            time_s=of["power_w"][0],
+            power_w=of["power_w"][1],
+            counter_time_s=of["counter_j"][0],
+            counter_j=of["counter_j"][1],
+            conditions=Conditions(
+                time_s=of["slowdown"][0],
+                temperature_c=of["temperature_c"][1],
+                clock_mhz=of["clock_mhz"][1],
+                power_limit_w=of["power_limit_w"][1],
+                slowdown=of["slowdown"][1].astype(np.int64),
+            ),
+            foreign=tuple(device["foreign"]),
         )
 
     return PowerTrace(
-        basis=PowerBasis(power["basis"]),
-        source=power["source"],
-        period_s=power["period_s"],
-        devices=tuple(trace(place, uid) for place, uid in enumerate(power["devices"])),
+        basis=PowerBasis(meter["basis"]),
+        source=meter["source"],
+        scope=PowerScope(meter["scope"]),
+        period_s=meter["period_s"],
+        reserved=tuple(meter["reserved"]),
+        devices=tuple(read(device) for device in meter["devices"]),
     )

@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 import pynvml
 
+from autotune.adapters.gpu_processes import foreign_processes
 from autotune.adapters.runtime_dir import default_runtime_dir
 from autotune.domain.errors import BenchError, DevicesBusyError
 from autotune.domain.hardware import Device, DeviceKind, Hardware
@@ -82,18 +83,19 @@ class LocalInventory:
         """Name the processes that compute on a GPU and are not ours."""
         if device.kind is not DeviceKind.CUDA:
             return ""
-        me = psutil.Process()
-        ours = {me.pid, *(child.pid for child in me.children(recursive=True))}
+        nvml = self._nvml
         try:
-            self._nvml.nvmlInit()
+            nvml.nvmlInit()
             try:
-                handle = self._nvml.nvmlDeviceGetHandleByIndex(device.index)
-                running = self._nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+                handle = nvml.nvmlDeviceGetHandleByIndex(device.index)
+                foreign = foreign_processes(
+                    lambda: [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
+                )
             finally:
-                self._nvml.nvmlShutdown()
+                nvml.nvmlShutdown()
         except pynvml.NVMLError as error:
             raise BenchError(f"cannot ask {device.uid} what runs on it: {error}") from error
-        return ", ".join(_process_name(process.pid) for process in running if process.pid not in ours)
+        return ", ".join(sorted(foreign))
 
     def _gpus(self) -> tuple[Device, ...]:
         try:
@@ -144,13 +146,6 @@ def _cores() -> tuple[Device, ...]:
 def _cpu_name() -> str:
     found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found[1] if found else os.uname().machine
-
-
-def _process_name(pid: int) -> str:
-    try:
-        return f"{psutil.Process(pid).name()} (pid {pid})"
-    except psutil.NoSuchProcess:  # of another container
-        return f"pid {pid}"
 
 
 def _shortage(count: int, hardware: Hardware, taken: list[Device], holders: list[str]) -> str:

@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from autotune.adapters import warden
+from autotune.adapters.engine_counters import CounterSampling, counting, read_counters
 from autotune.adapters.runtime_dir import default_runtime_dir
 from autotune.domain.errors import BenchError, StudyCancelledError
 from autotune.domain.hardware import DeviceKind
@@ -29,24 +30,31 @@ HOST = "127.0.0.1"
 POLL_S = 0.1
 HEALTH_TIMEOUT_S = 5.0
 COUNTERS_TIMEOUT_S = 2.0
+RESET_TIMEOUT_S = 10.0
+HTTP_OK = http.HTTPStatus.OK
 DYING_TIMEOUT_S = 2.0
 """How long a failing engine is given to exit: vLLM answers 503 a moment before it does."""
 
 _PLACEHOLDER = re.compile(r"\{(host|port):([^{}]+)\}")
-_SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{.*\})?[ \t]+(\S+)", re.MULTILINE)
 
 
 class LocalEngineHost:
     """Starts and ends the processes of launches on this machine.
 
-    ``counters`` maps our names to the engine's Prometheus names. Making a host ends what engines a killed
-    tuner left behind.
+    ``counters`` and ``reset_path`` are those of the launcher's traits. Making a host ends what engines a
+    killed tuner left behind.
     """
 
     def __init__(
-        self, counters: Mapping[str, str], runtime_dir: Path | None = None, *, stop_grace_s: float = 10.0
+        self,
+        counters: Mapping[str, str],
+        runtime_dir: Path | None = None,
+        *,
+        reset_path: str = "",
+        stop_grace_s: float = 10.0,
     ) -> None:
         self._counters = counters
+        self._reset_path = reset_path
         self._records = _records(runtime_dir or default_runtime_dir())
         self._stop_grace_s = stop_grace_s
         reap_orphans(self._records.parent)
@@ -87,7 +95,13 @@ class LocalEngineHost:
                 running.callback(started[role].stop)
             for process in started.values():
                 _await_ready(process, started.values(), deadline_s, cancelled)
-            yield LocalEngine(started, started[spec.serving_role], spec.served_model, self._counters)
+            yield LocalEngine(
+                started,
+                started[spec.serving_role],
+                spec.served_model,
+                counters=self._counters,
+                reset_path=self._reset_path,
+            )
 
 
 class LocalEngine:
@@ -98,12 +112,15 @@ class LocalEngine:
         processes: Mapping[str, EngineProcess],
         serving: EngineProcess,
         model: str,
+        *,
         counters: Mapping[str, str],
+        reset_path: str = "",
     ) -> None:
         self._processes = processes
         self._serving = serving
         self._model = model
         self._counters = counters
+        self._reset_path = reset_path
 
     @property
     def endpoint(self) -> Endpoint:
@@ -121,13 +138,18 @@ class LocalEngine:
 
     def counters(self) -> Mapping[str, float]:
         """The engine's own counters now, by our names, summed over labels; empty where it shows none."""
-        status, body = _get(self._serving.port, "/metrics", COUNTERS_TIMEOUT_S)
-        if status != http.HTTPStatus.OK:
-            return {}
-        sums: dict[str, float] = {}
-        for name, value in _SAMPLE.findall(body.decode(errors="replace")):
-            sums[name] = sums.get(name, 0.0) + float(value)
-        return {ours: sums[theirs] for ours, theirs in self._counters.items() if theirs in sums}
+        status, page = _ask(self._serving.port, "GET", "/metrics", COUNTERS_TIMEOUT_S)
+        return read_counters(page.decode(errors="replace"), self._counters) if status == HTTP_OK else {}
+
+    def counting(self) -> AbstractContextManager[CounterSampling]:
+        """Sample the counters about once a second for the length of a ``with`` block."""
+        return counting(self.counters)
+
+    def reset_caches(self) -> bool:
+        """Forget cached prefixes where the engine can be told to; whether it was."""
+        if not self._reset_path:
+            return False
+        return _ask(self._serving.port, "POST", self._reset_path, RESET_TIMEOUT_S)[0] == HTTP_OK
 
     def evidence(self, stream_error: str = "", *, loading: bool) -> Evidence:
         """What is to be seen of a failure after health; waits up to DYING_TIMEOUT_S for an exit code."""
@@ -303,16 +325,16 @@ def _await_ready(
             raise EngineDiedError(process.evidence(Phase.STARTING, timed_out=True), process.log_path)
         if not process.ready_path:
             return
-        if _get(process.port, process.ready_path, min(left_s, HEALTH_TIMEOUT_S))[0] == http.HTTPStatus.OK:
+        if _ask(process.port, "GET", process.ready_path, min(left_s, HEALTH_TIMEOUT_S))[0] == HTTP_OK:
             return
         time.sleep(POLL_S)
 
 
-def _get(port: int, path: str, timeout_s: float) -> tuple[int, bytes]:
-    """GET from a process of this machine; returns (0, nothing) when it does not answer."""
+def _ask(port: int, method: str, path: str, timeout_s: float) -> tuple[int, bytes]:
+    """Ask a process of this machine; returns (0, nothing) when it does not answer."""
     connection = http.client.HTTPConnection(HOST, port, timeout=timeout_s)
     try:
-        connection.request("GET", path)
+        connection.request(method, path)
         response = connection.getresponse()
         return response.status, response.read()
     except (OSError, http.client.HTTPException):

@@ -38,6 +38,13 @@ class ModelFiles:
         snapshot = self._snapshot(model)
         return _read_shape(snapshot / "config.json") if snapshot else None
 
+    def tokenizer(self, model: str) -> Path | None:
+        """The model's tokenizer.json; None where it is not at hand."""
+        directory = Path(model).expanduser()
+        folder = directory if directory.is_dir() else self._snapshot(model)
+        file = folder / "tokenizer.json" if folder else None
+        return file if file and file.is_file() else None
+
     def _snapshot(self, model: str) -> Path | None:
         """The cached snapshot that ``main`` points to, else the newest one that has a config.json."""
         cached = self._hub_cache() / f"models--{model.replace('/', '--')}"

@@ -1,4 +1,4 @@
-"""Streamed completions over HTTP/1.1: one connection, and what one request on it brings back.
+"""Streamed completions and chats over HTTP/1.1: one connection, and what one request on it brings back.
 
 States of an exchange::
 
@@ -11,6 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+import operator
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,24 +22,34 @@ from typing import Any, Protocol, cast
 import httptools
 
 from autotune.domain.measurement import RequestRecord
+from autotune.domain.progress import EndedRequest
 
 HTTP_OK = 200
 ERROR_TEXT_LENGTH = 500
 
-# Inside a JSON string every quote is escaped, so these bytes can only be the key of a completion's text.
-_TEXT_KEY = b'"text":"'
+# Inside a JSON string every quote is escaped, so these bytes can only be keys. What they find is nearly every
+# event of a stream, and finding costs a hundredth of decoding; all else is decoded.
+_TEXT = b'"text":'
+_CONTENT = re.compile(rb'"content": ?"[^"]')
+_REASONING = re.compile(rb'"reasoning(?:_content)?": ?"[^"]')
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Exchange:
-    """One request and what became of it; monotonic seconds as in RequestRecord."""
+    """One request and what became of it; monotonic seconds as in RequestRecord.
 
+    ``index`` is its place in the plan, ``chat`` which API it speaks.
+    """
+
+    index: int
     due_s: float
     request: bytes
     prompt_tokens: int
+    chat: bool = False
     sent_s: float = float("nan")
     finished_s: float = float("nan")
     chunk_s: list[float] = field(default_factory=list)
+    reasoning_chunks: int = 0
     output_tokens: int | None = None
     status: int = 0
     error: str = ""
@@ -46,32 +59,59 @@ class Exchange:
     _last_event: bytes = b""
     _body: bytes = b""
 
+    @property
+    def counted_tokens(self) -> int:
+        """Output tokens; where the server counts none, one for each chunk."""
+        return len(self.chunk_s) if self.output_tokens is None else self.output_tokens
+
     def record(self) -> RequestRecord:
-        """Return the finished record; a server that counts no tokens has one counted for each chunk."""
+        """Return the record as it is by now."""
         return RequestRecord(
             due_s=self.due_s,
             sent_s=self.sent_s,
             finished_s=self.finished_s,
             chunk_s=tuple(self.chunk_s),
             prompt_tokens=self.prompt_tokens,
-            output_tokens=len(self.chunk_s) if self.output_tokens is None else self.output_tokens,
+            output_tokens=self.counted_tokens,
             status=self.status,
+            reasoning_chunks=self.reasoning_chunks,
             error=self.error,
         )
 
-    def on_line(self, line: bytes, at_s: float) -> None:
-        """Take one line of the event stream.
+    def summary(self) -> EndedRequest:
+        """Return the few numbers that a drive is steered by."""
+        at_s, later = self.chunk_s, self.counted_tokens - 1
+        first_s, last_s = (at_s[0], at_s[-1]) if at_s else (math.nan, math.nan)
+        return EndedRequest(
+            due_s=self.due_s,
+            first_token_s=first_s,
+            last_token_s=last_s,
+            finished_s=self.finished_s,
+            tpot_s=(last_s - first_s) / later if len(at_s) > 1 and later > 0 else math.nan,
+            stall_s=max(map(operator.sub, at_s[1:], at_s), default=0.0) if at_s else math.nan,
+            output_tokens=self.counted_tokens,
+            ok=not self.error and bool(at_s),
+        )
 
-        Any event with a completion's text counts as a chunk, even an empty one: engines send a completion
-        nothing before its first token, and a special token or half a character has no text of its own.
+    def on_line(self, line: bytes, at_s: float) -> None:
+        """Take one line of the event stream; those that are no data (names of events, comments) say nothing.
+
+        A completion's event counts as a chunk even if its text is empty: engines send nothing before the
+        first token, and a special token or half a character has no text of its own.
         """
         if not line.startswith(b"data:"):
             return
-        if _TEXT_KEY in line:
-            self.chunk_s.append(at_s)
-            self._last_event = line
-        else:
-            self._on_rare_event(line[5:].strip(), at_s)
+        if not self.chat:
+            if _TEXT not in line:
+                self._on_rare_event(line[5:].strip(), at_s)
+                return
+        elif not _CONTENT.search(line):
+            if not _REASONING.search(line):
+                self._on_rare_event(line[5:].strip(), at_s)
+                return
+            self.reasoning_chunks += 1
+        self.chunk_s.append(at_s)
+        self._last_event = line
 
     def on_error_body(self, data: bytes) -> None:
         """Take a piece of the body of an answer that is no stream."""
@@ -118,22 +158,33 @@ class Exchange:
         if not isinstance(event, dict):
             self.error = self.error or f"unreadable event: {data[:100].decode(errors='replace')}"
             return
-        if event.get("error"):
-            self.error = self.error or _error_text(event["error"])[:ERROR_TEXT_LENGTH]
+        # An error is a member of its own, or, in some versions of SGLang, the whole event.
+        if error := event.get("error") or (event if event.get("object") == "error" else None):
+            self.error = self.error or _error_text(error)[:ERROR_TEXT_LENGTH]
         if isinstance(usage := event.get("usage"), dict):
             self.prompt_tokens = usage.get("prompt_tokens") or self.prompt_tokens
             self.output_tokens = usage.get("completion_tokens")
-        if at_s is not None and _bears_tokens(event):
+        if at_s is not None and (borne := _borne(event)):
             self.chunk_s.append(at_s)
+            self.reasoning_chunks += borne == "reasoning"
 
 
-def _bears_tokens(event: Mapping[str, Any]) -> bool:
-    """Whether an event carries a completion's text, or a chat's; the event of a role alone does not."""
+def _borne(event: Mapping[str, Any]) -> str:
+    """What of an answer an event bears: ``text``, ``reasoning``, or nothing, as the event of a role alone.
+
+    vLLM and TensorRT-LLM send tokens without text (special ones, parts of a character) as empty strings, but
+    vLLM and SGLang an empty string with the role, too, before the first token.
+    """
     if not event.get("choices"):
-        return False
+        return ""
     choice = event["choices"][0]
     delta = choice.get("delta") or {}
-    return "text" in choice or any(delta.get(k) for k in ("content", "reasoning", "reasoning_content"))
+    reasoning = (delta.get("reasoning"), delta.get("reasoning_content"))
+    if "text" in choice or delta.get("content") or delta.get("tool_calls"):
+        return "text"
+    if any(reasoning):
+        return "reasoning"
+    return "text" if "" in (delta.get("content"), *reasoning) and not delta.get("role") else ""
 
 
 def _error_text(error: Any) -> str:
@@ -224,6 +275,7 @@ class Connection(asyncio.Protocol):
         if self._may_be_stale and not self._answered:
             self._owner.on_stale(exchange)
             return
+        # A line without an end was cut off: it says nothing.
         exchange.lose(exc, time.monotonic())
         self._owner.on_ended(exchange)
 

@@ -18,10 +18,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from autotune import __version__, wiring
+from autotune.adapters.accelerator_constants import read_accelerators
 from autotune.adapters.study_file import SourceFile, read_slas, study_schema
-from autotune.cli import engines, models, render
+from autotune.cli import engines, models, render, workload
 from autotune.cli.progress import progress
 from autotune.domain.document import (
     recommendation_document,
@@ -30,7 +32,10 @@ from autotune.domain.document import (
     trials_document,
 )
 from autotune.domain.errors import AutotuneError, InputError, InputProblem, StudyCancelledError
-from autotune.domain.recommendation import Recommendation, recommend
+from autotune.domain.ledger import Ledger
+from autotune.domain.node import describe
+from autotune.domain.recommendation import Recommendation, Standing, ledger_for, recommend
+from autotune.domain.records import TrialRow, TrialState
 from autotune.domain.sla import Sla
 from autotune.domain.study import StudySpec
 from autotune.runs.validation import validate_space
@@ -47,6 +52,7 @@ app = typer.Typer(
 )
 app.add_typer(engines.app, name="engines")
 app.add_typer(models.app, name="models")
+app.add_typer(workload.app, name="workload")
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name.")]
@@ -121,18 +127,34 @@ def show(
     row, study = store.study(study_name)
     trials = store.catalog.trials(row.name)
     if trial is not None:
-        trials = tuple(t for t in trials if t.number == trial)
-        if not trials:
-            what, remedy = f"has no trial {trial}", f"`autotune show {study_name}` lists them"
-            raise InputError(InputProblem(f"study {study_name!r}", what, remedy))
+        _show_trial(store, study, trials, trial, as_json=as_json)
+    elif as_json:
+        render.print_json(trials_document(row.name, trials))
+    else:
+        slas = [sla.name for sla in study.slas]
+        render.print_trials(render.wide_console(), trials, study.default_config(), slas)
+
+
+def _show_trial(
+    store: wiring.Store, study: StudySpec, trials: tuple[TrialRow, ...], number: int, *, as_json: bool
+) -> None:
+    """One trial: its row, its load levels, the node before and after, its command."""
+    row = next((t for t in trials if t.number == number), None)
+    if row is None:
+        what, remedy = f"has no trial {number}", f"`autotune show {study.name}` lists them"
+        raise InputError(InputProblem(f"study {study.name!r}", what, remedy))
     if as_json:
-        one = trial is not None
-        render.print_json(trial_document(trials[0]) if one else trials_document(row.name, trials))
+        render.print_json(trial_document(row))
         return
-    slas = [sla.name for sla in study.slas]
-    render.print_trials(render.wide_console(), trials, study.default_config(), slas)
-    if trial is not None and trials[0].command:
-        render.print_plain(f"\n{trials[0].command}")
+    console = render.wide_console()
+    render.print_trials(console, [row], study.default_config(), [sla.name for sla in study.slas])
+    if row.state is TrialState.MEASURED:
+        record = wiring.launch_record(store, study.name, number)
+        console.print("", render.levels(record))
+        for state in filter(None, (record.before, record.after)):
+            console.print(Text(describe(state), style="dim"), soft_wrap=True)
+    if row.command:
+        render.print_plain(f"\n{row.command}")
 
 
 @app.command(epilog="Example: autotune validate search_spaces/quickstart.yaml")
@@ -241,10 +263,15 @@ def _recommendations(
 
 
 def _print_recommendations(study: StudySpec, found: tuple[Recommendation, ...], *, as_json: bool) -> None:
+    accelerators = read_accelerators()
+
+    def ledger(standing: Standing) -> Ledger:
+        return ledger_for(standing, study, accelerators)
+
     if as_json:
-        render.print_json(recommendation_document(study.name, found))
+        render.print_json(recommendation_document(study.name, found, ledger))
     else:
-        render.print_recommendations(render.wide_console(), found, study.default_config())
+        render.print_recommendations(render.wide_console(), found, study.default_config(), ledger)
 
 
 def _overrides(

@@ -15,11 +15,13 @@ from rich.text import Text
 
 from autotune.domain.config import EngineConfig
 from autotune.domain.events import (
+    Drifted,
     Event,
     Incumbent,
     LaunchEnded,
     LaunchStarted,
     LevelMeasured,
+    LevelProgress,
     LevelStarted,
     Notice,
     PhaseChanged,
@@ -44,7 +46,7 @@ def progress(console: Console, defaults: EngineConfig, *, spent_s: float = 0.0) 
 
         def sink(event: Event) -> None:
             view.take(event)
-            if isinstance(event, PhaseChanged | LevelStarted | LevelMeasured):
+            if isinstance(event, PhaseChanged | LevelStarted | LevelProgress | LevelMeasured):
                 return
             lines(event)
             live.refresh()
@@ -76,22 +78,32 @@ class _Lines:
                 return f"trial {event.number} ({event.purpose}): {escape(event.config.label(self._defaults))}"
             case PhaseChanged():
                 return f"trial {event.number}: {event.phase}"
-            case LevelStarted():
+            case LevelStarted() | LevelProgress():
                 return ""
             case LevelMeasured():
                 ttft = show_duration(event.ttft_p99_s)
                 return (
                     f"trial {event.number}: {event.level.label}: "
-                    f"{event.throughput_tok_per_s:.4g} tok/s, p99 TTFT {ttft}"
+                    f"{event.throughput_tok_per_s:.4g} tok/s, p99 TTFT {ttft} "
+                    f"({event.ended} after {show_duration(event.window_s)})"
                 )
             case LaunchEnded():
                 return _ended(event)
             case Incumbent():
                 return f"trial {event.number} leads for [bold]{event.sla}[/]: {_worth(event.score)}"
-            case Rejected():
-                return f"trial {event.number} [yellow]rejected on paper[/]: {escape(event.why)}"
-            case Notice():
-                return f"[yellow]{escape(event.text)}[/]"
+            case Rejected() | Drifted() | Notice():
+                return _remark(event)
+
+
+def _remark(event: Rejected | Drifted | Notice) -> str:
+    match event:
+        case Rejected():
+            return f"trial {event.number} [yellow]rejected on paper[/]: {escape(event.why)}"
+        case Drifted():
+            style = "yellow" if event.drift.beyond_noise else "dim"
+            return f"trial {event.number}: [{style}]{escape(event.drift.describe())}[/]"
+        case Notice():
+            return f"[yellow]{escape(event.text)}[/]"
 
 
 @dataclass
@@ -116,7 +128,9 @@ class _View:
             case PhaseChanged():
                 now = f"trial {event.number}: {event.phase}"
             case LevelStarted():
-                now = f"trial {event.number}: {event.level.label} for {show_duration(event.duration_s)}"
+                now = f"trial {event.number}: {event.level.label}, at most {show_duration(event.duration_s)}"
+            case LevelProgress():
+                now = f"trial {event.number}: {event.level.label}, {event.stage}"
             case Incumbent():
                 self.incumbents[event.sla] = f"trial {event.number}, {_worth(event.score)}"
             case _:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -12,10 +12,12 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.domain.config import EngineConfig
-from autotune.domain.power import EnergyVerdict
+from autotune.domain.document import Ledgers
+from autotune.domain.ledger import Basis, Figure, Ledger
+from autotune.domain.power import EnergyVerdict, energy_in
 from autotune.domain.quantities import show_duration
 from autotune.domain.recommendation import Recommendation, Standing
-from autotune.domain.records import StudyRow, TrialRow, TrialState
+from autotune.domain.records import LaunchRecord, StudyRow, TrialRow, TrialState
 from autotune.domain.scoring import LevelScore, SlaVerdict
 from autotune.domain.stats import Interval
 
@@ -37,7 +39,9 @@ def wide_console() -> Console:
     return console
 
 
-def print_recommendations(console: Console, found: Sequence[Recommendation], defaults: EngineConfig) -> None:
+def print_recommendations(
+    console: Console, found: Sequence[Recommendation], defaults: EngineConfig, ledger: Ledgers
+) -> None:
     """Print per SLA a table of the recommended configuration against the references, and its command."""
     for recommendation in found:
         contract = recommendation.sla.describe()
@@ -45,13 +49,13 @@ def print_recommendations(console: Console, found: Sequence[Recommendation], def
         if recommendation.best is None:
             console.print(Text(f"  withheld: {recommendation.reason}", style="yellow"))
             continue
-        console.print(_comparison(recommendation, recommendation.best, defaults))
-        console.print(_remarks(recommendation, recommendation.best), end="")
+        console.print(_comparison(recommendation, recommendation.best, defaults, ledger))
+        console.print(_remarks(recommendation, recommendation.best, ledger), end="")
         # In one line however narrow the terminal is: it is there to be copied.
-        console.print(Text(recommendation.best.candidate.command, style="cyan"), soft_wrap=True)
+        console.print(Text(recommendation.best.candidate.row.command, style="cyan"), soft_wrap=True)
 
 
-def _comparison(found: Recommendation, best: Standing, defaults: EngineConfig) -> Table:
+def _comparison(found: Recommendation, best: Standing, defaults: EngineConfig, ledger: Ledgers) -> Table:
     columns = [("recommended", best), ("engine defaults", found.defaults)]
     if found.has_baseline:
         columns.append(("production", found.baseline))
@@ -64,12 +68,43 @@ def _comparison(found: Recommendation, best: Standing, defaults: EngineConfig) -
         modelled = name.startswith("good ") and not best.figures.power_basis.is_measured
         heading = f"{name} (a model's)" if modelled else name
         table.add_row(heading, *(show(s) if s else "-" for _, s in columns))
+    ledgers = [ledger(standing) if standing else None for _, standing in columns]
+    for heading, show_line in _ledger_rows(ledgers):
+        table.add_row(heading, *(show_line(each) if each else "-" for each in ledgers))
     labels = (s.candidate.row.config.label(defaults) if s else "-" for _, s in columns)
     table.add_row("configuration", *labels)
     return table
 
 
-def _remarks(found: Recommendation, best: Standing) -> Text:
+def _ledger_rows(ledgers: Sequence[Ledger | None]) -> Iterator[tuple[str, Callable[[Ledger], str]]]:
+    """Rows of what any of some ledgers knows beside the basis that ranks."""
+    known = [ledger for ledger in ledgers if ledger]
+    bases = dict.fromkeys(line.basis for each in known for line in each.lines)
+    for basis in bases:
+        if any(each.ranking != basis and (each.ranking or len(each.lines) > 1) for each in known):
+            yield f"{basis} W, tok/s/MW", lambda each, basis=basis: _basis_line(each, basis)  # type: ignore[misc]
+    if any(each.idle_share is not None for each in known):
+        yield "idle share of W", lambda each: "-" if each.idle_share is None else f"{each.idle_share:.0%}"
+    for basis in bases:
+        if any((line := each.line(basis)) and line.energy_per_mtok for each in known):
+            yield (
+                f"energy / Mtok ({basis})",
+                lambda each, basis=basis: _cost(each, (line := each.line(basis)) and line.energy_per_mtok),  # type: ignore[misc]
+            )
+    if any(each.rental_per_mtok for each in known):
+        yield "rental / Mtok", lambda each: _cost(each, each.rental_per_mtok)
+
+
+def _basis_line(ledger: Ledger, basis: Basis) -> str:
+    line = ledger.line(basis)
+    return f"{line.power_w:.4g}, {line.tok_per_s_per_mw.value:.4g}" if line else "-"
+
+
+def _cost(ledger: Ledger, cost: Figure | None) -> str:
+    return f"{cost.value:.4g} {ledger.currency} {_interval(cost.interval, '.4g')}" if cost else "-"
+
+
+def _remarks(found: Recommendation, best: Standing, ledger: Ledgers) -> Text:
     remarks = Text()
     if found.defaults is None:
         remarks.append(f"the engine's defaults met {found.sla.name} at no measured load\n", style="yellow")
@@ -77,6 +112,8 @@ def _remarks(found: Recommendation, best: Standing) -> Text:
         remarks.append(f"note: {found.reason}\n", style="yellow")
     if not best.figures.power_basis.is_measured:
         remarks.append(f"goodput ranks; watts: {best.figures.power_source}\n", style="dim")
+    for remark in ledger(best).remarks:
+        remarks.append(f"{remark}\n", style="dim")
     return remarks
 
 
@@ -117,8 +154,67 @@ _ROWS: tuple[tuple[str, Callable[[Standing], str]], ...] = (
     ("TTFT p50/p95/p99", lambda s: _latencies(s.figures.ttft_s)),
     ("TPOT p50/p95/p99", lambda s: _latencies(s.figures.tpot_s)),
     ("load req/s", lambda s: f"{s.figures.rate_rps:.3g}, capacity {s.capacity_rps:.3g}"),
+    (
+        "window",
+        lambda s: (
+            f"{show_duration(s.figures.window_s)}, {s.figures.requests} requests, {s.figures.ended}"
+            + ("" if s.figures.steady else ", unsteady")
+        ),
+    ),
     ("launches", lambda s: "2" if s.confirmed else "1"),
 )
+
+
+def levels(record: LaunchRecord) -> RenderableType:
+    """One line per load level of a launch: load, window, tokens, latency, the engine's counters, energy."""
+    headings = (
+        "load",
+        "window",
+        "requests",
+        "tok/s",
+        "TTFT p99",
+        "running",
+        "waiting",
+        "KV",
+        "preempted",
+        "prefix hits",
+        "accepted",
+        "W",
+        "energy",
+        "client lag",
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    for measurement in record.curve:
+        counted, window = measurement.counters, measurement.window
+        energy = energy_in(measurement.power, window)
+        unsteady = "" if measurement.steady else ", unsteady"
+        table.add_row(
+            measurement.level.label,
+            f"{show_duration(window.length_s)} {measurement.ended}{unsteady}",
+            str(int(measurement.due_in_window.sum())),
+            f"{measurement.throughput_tok_per_s:.4g}",
+            show_duration(measurement.ttft_p99_s),
+            _number(counted.mean("requests_running", window)),
+            _number(counted.mean("requests_waiting", window)),
+            _share(counted.mean("kv_cache_usage", window)),
+            _number(counted.gained("preemptions_total", window)),
+            _share(counted.prefix_hit_rate(window)),
+            _share(counted.acceptance(window)),
+            f"{energy.mean_w:.4g}",
+            " ".join([energy.verdict, *energy.reasons]),
+            show_duration(measurement.health.lag_p99_s),
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
 
 
 def studies(rows: Sequence[StudyRow]) -> RenderableType:

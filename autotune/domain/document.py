@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from autotune.domain.ledger import Figure, Ledger
 from autotune.domain.recommendation import Recommendation, Standing
 from autotune.domain.records import StudyRow, TrialRow
 from autotune.domain.scoring import LevelScore
@@ -30,14 +32,24 @@ FIGURES = (
     "tpot_s",
     "capacity_rps",
     "operating_rps",
+    "window_ended",
+    "steady",
     "launches",
+    "node",
+    "ledger",
 )
 """Keys that are null where figures are withheld."""
 
 
-def recommendation_document(study: str, recommendations: Sequence[Recommendation]) -> dict[str, Any]:
+Ledgers = Callable[[Standing], Ledger]
+"""Draws up the ledger of a standing."""
+
+
+def recommendation_document(
+    study: str, recommendations: Sequence[Recommendation], ledger: Ledgers
+) -> dict[str, Any]:
     """Per SLA the recommended configuration with its figures, and the defaults' beside it."""
-    return {"study": study, "slas": [_sla(recommendation) for recommendation in recommendations]}
+    return {"study": study, "slas": [_sla(recommendation, ledger) for recommendation in recommendations]}
 
 
 def studies_document(rows: Sequence[StudyRow]) -> dict[str, Any]:
@@ -74,35 +86,39 @@ def trial_document(row: TrialRow) -> dict[str, Any]:
     }
 
 
-def _sla(recommendation: Recommendation) -> dict[str, Any]:
+def _sla(recommendation: Recommendation, ledger: Ledgers) -> dict[str, Any]:
     best = recommendation.best
     return {
         "name": recommendation.sla.name,
         "contract": recommendation.sla.describe(),
         "trial": best.candidate.row.number if best else None,
         "configuration": best.candidate.row.config.words if best else None,
-        "command": best.candidate.command if best else None,
-        **_figures(best),
+        "command": best.candidate.row.command if best else None,
+        **_figures(best, ledger),
         "reason": recommendation.reason or None,
-        "baseline": _reference(recommendation.defaults, "the engine's defaults", recommendation),
-        "production": _reference(recommendation.baseline, "production's configuration", recommendation)
+        "baseline": _reference(recommendation.defaults, "the engine's defaults", recommendation, ledger),
+        "production": _reference(
+            recommendation.baseline, "production's configuration", recommendation, ledger
+        )
         if recommendation.has_baseline
         else None,
     }
 
 
-def _reference(standing: Standing | None, who: str, recommendation: Recommendation) -> dict[str, Any]:
+def _reference(
+    standing: Standing | None, who: str, recommendation: Recommendation, ledger: Ledgers
+) -> dict[str, Any]:
     sla = recommendation.sla.name
     return {
         "trial": standing.candidate.row.number if standing else None,
         "configuration": standing.candidate.row.config.words if standing else None,
-        "command": standing.candidate.command if standing else None,
-        **_figures(standing),
+        "command": standing.candidate.row.command if standing else None,
+        **_figures(standing, ledger),
         "reason": None if standing else f"{who} met {sla} at no measured load",
     }
 
 
-def _figures(standing: Standing | None) -> dict[str, Any]:
+def _figures(standing: Standing | None, ledger: Ledgers) -> dict[str, Any]:
     if standing is None:
         return dict.fromkeys(FIGURES)
     figures = standing.figures
@@ -111,7 +127,41 @@ def _figures(standing: Standing | None) -> dict[str, Any]:
         "capacity_rps": standing.capacity_rps,
         "operating_rps": figures.rate_rps,
         "launches": 2 if standing.confirmed else 1,
+        "node": standing.launch.node or None,
+        "ledger": _ledger(ledger(standing)),
     }
+
+
+def _ledger(ledger: Ledger) -> dict[str, Any]:
+    return {
+        "devices": ledger.devices,
+        "ranking": ledger.ranking,
+        "idle_share": ledger.idle_share,
+        "pue": ledger.pue,
+        "currency": ledger.currency,
+        "accelerator_hour": ledger.accelerator_hour,
+        "rental_per_mtok": _figure(ledger.rental_per_mtok),
+        "bases": [
+            {
+                "basis": line.basis,
+                "power_w": line.power_w,
+                "facility_w": line.facility_w,
+                "tok_per_s_per_mw": _figure(line.tok_per_s_per_mw),
+                "tok_per_s_per_facility_mw": _figure(line.tok_per_s_per_facility_mw),
+                "energy_per_mtok": _figure(line.energy_per_mtok),
+            }
+            for line in ledger.lines
+        ],
+        "remarks": list(ledger.remarks),
+    }
+
+
+def _figure(figure: Figure | None) -> dict[str, Any] | None:
+    """A figure and its interval; null for an end that is not finite, for JSON has no infinity."""
+    if figure is None:
+        return None
+    ends = [end if math.isfinite(end) else None for end in (figure.interval.low, figure.interval.high)]
+    return {"value": figure.value, "interval": ends}
 
 
 def _level(figures: LevelScore) -> dict[str, Any]:
@@ -132,6 +182,8 @@ def _level(figures: LevelScore) -> dict[str, Any]:
         "sla_verdict": figures.verdict,
         "requests": figures.requests,
         "window_s": figures.window_s,
+        "window_ended": figures.ended,
+        "steady": figures.steady,
         "ttft_s": {f"p{p}": value for p, value in figures.ttft_s.items()},
         "tpot_s": {f"p{p}": value for p, value in figures.tpot_s.items()},
     }

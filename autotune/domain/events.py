@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from autotune.domain.config import EngineConfig
+from autotune.domain.drift import Drift
 from autotune.domain.launch import Phase
+from autotune.domain.measurement import WindowEnd
 from autotune.domain.scoring import CurveScore
 from autotune.domain.workload import Level
 
@@ -43,7 +45,7 @@ class PhaseChanged:
 
 @dataclass(frozen=True, slots=True)
 class LevelStarted:
-    """A load level is being driven; it takes about ``duration_s``."""
+    """A load level is being driven; it takes ``duration_s`` at most."""
 
     number: int
     level: Level
@@ -51,13 +53,24 @@ class LevelStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class LevelProgress:
+    """A load level went on: warming up, measuring, finishing, emptying."""
+
+    number: int
+    level: Level
+    stage: str
+
+
+@dataclass(frozen=True, slots=True)
 class LevelMeasured:
-    """A load level was measured: output tok/s and p99 TTFT of all its requests."""
+    """A load level was measured: output tok/s and p99 TTFT of all its requests, its window and its end."""
 
     number: int
     level: Level
     throughput_tok_per_s: float
     ttft_p99_s: float
+    window_s: float
+    ended: WindowEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +105,14 @@ class Rejected:
 
 
 @dataclass(frozen=True, slots=True)
+class Drifted:
+    """The reference configuration was measured again; ``drift`` is how far it moved since the first time."""
+
+    number: int
+    drift: Drift
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something the user should know, in a sentence."""
 
@@ -103,9 +124,11 @@ Event = (
     | LaunchStarted
     | PhaseChanged
     | LevelStarted
+    | LevelProgress
     | LevelMeasured
     | LaunchEnded
     | Incumbent
     | Rejected
+    | Drifted
     | Notice
 )

@@ -17,12 +17,16 @@ from autotune.domain.study import Requirements
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """What a configuration must fit into; ``model`` is None where its config.json is not at hand."""
+    """What a configuration must fit into; ``model`` is None where its config.json is not at hand.
+
+    ``real_text``: every workload's prompts are text that people wrote.
+    """
 
     hardware: Hardware
     model: ModelShape | None
     requirements: Requirements
     longest_request_tokens: int
+    real_text: bool = False
 
 
 Rule = Callable[[EngineConfig, Setting], str | None]
@@ -79,6 +83,15 @@ def _speculation(config: EngineConfig, _: Setting) -> str | None:
     return None
 
 
+def _real_text(config: EngineConfig, setting: Setting) -> str | None:
+    if config.speculation not in {None, "none"} and not setting.real_text:
+        return (
+            "speculation is ranked on real text alone, random tokens cannot be foretold: give every workload "
+            "`prompts: {text: FOLDER}`"
+        )
+    return None
+
+
 def _sampling(config: EngineConfig, setting: Setting) -> str | None:
     dropped = {"min_p", "logit_bias"} & set(setting.requirements.sampling)
     if config.speculation not in {None, "none"} and dropped:
@@ -101,6 +114,7 @@ RULES: tuple[Rule, ...] = (
     _experts,
     _context,
     _speculation,
+    _real_text,
     _sampling,
     _required_features,
 )

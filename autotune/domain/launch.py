@@ -75,10 +75,11 @@ class LaunchSpec:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a running engine takes requests."""
+    """Where a running engine takes requests; ``ignore_eos`` is false where it refuses that parameter."""
 
     base_url: str
     model: str
+    ignore_eos: bool = True
 
 
 def shell_command(process: ProcessSpec, *, port: int = 8000) -> str:
@@ -93,6 +94,7 @@ def shell_command(process: ProcessSpec, *, port: int = 8000) -> str:
 class Phase(StrEnum):
     """How far a launch had come."""
 
+    PREFLIGHT = "preflight"
     STARTING = "starting"
     FIRST_REQUEST = "first request"
     LOADING = "loading"

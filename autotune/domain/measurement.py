@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.domain.counters import CounterTrace
 from autotune.domain.power import PowerTrace, Window
+from autotune.domain.queueing import TELLING_GROWTH, in_flight, queue_growth, sample_times
 from autotune.domain.workload import Level
 
 Floats = NDArray[np.float64]
@@ -17,6 +19,18 @@ Bools = NDArray[np.bool_]
 
 CLIENT_LAG_LIMIT_S = 0.02
 """A client that sends its p99 request later than this after it was due was itself the limit."""
+CLIENT_CPU_LIMIT = 0.9
+"""A client process that is busier than this share of a core reads answers late."""
+REQUEST_COLUMNS = (
+    "due_s",
+    "sent_s",
+    "finished_s",
+    "prompt_tokens",
+    "output_tokens",
+    "status",
+    "reasoning_chunks",
+)
+"""Columns of a RequestTable with one number for each request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +38,8 @@ class RequestRecord:
     """One request as the client saw it; monotonic seconds, NaN for what never happened.
 
     ``chunk_s`` are the arrivals of the chunks that carried tokens, and ``output_tokens`` the server's own
-    count of them. ``error`` is empty for a request that finished.
+    count of them. ``reasoning_chunks`` of the chunks carried reasoning, not answer. ``error`` is empty for a
+    request that finished.
     """
 
     due_s: float
@@ -34,6 +49,7 @@ class RequestRecord:
     prompt_tokens: int = 0
     output_tokens: int = 0
     status: int = 0
+    reasoning_chunks: int = 0
     error: str = ""
 
 
@@ -51,6 +67,7 @@ class RequestTable:
     prompt_tokens: NDArray[np.int64]
     output_tokens: NDArray[np.int64]
     status: NDArray[np.int64]
+    reasoning_chunks: NDArray[np.int64]
     error: tuple[str, ...]
     chunk_s: Floats
     chunk_end: NDArray[np.int64]
@@ -65,9 +82,45 @@ class RequestTable:
             prompt_tokens=np.array([r.prompt_tokens for r in records], dtype=np.int64),
             output_tokens=np.array([r.output_tokens for r in records], dtype=np.int64),
             status=np.array([r.status for r in records], dtype=np.int64),
+            reasoning_chunks=np.array([r.reasoning_chunks for r in records], dtype=np.int64),
             error=tuple(r.error for r in records),
             chunk_s=np.array([at for r in records for at in r.chunk_s], dtype=np.float64),
             chunk_end=np.cumsum([len(r.chunk_s) for r in records], dtype=np.int64),
+        )
+
+    @classmethod
+    def concat(cls, tables: Sequence[RequestTable]) -> RequestTable:
+        """Put tables together in order of due time."""
+        offsets = np.cumsum([0, *(len(t.chunk_s) for t in tables)])[:-1]
+        columns = {
+            name: np.concatenate([getattr(t, name) for t in tables] or [np.zeros(0)])
+            for name in REQUEST_COLUMNS
+        }
+        whole = cls(
+            **columns,
+            error=tuple(error for t in tables for error in t.error),
+            chunk_s=np.concatenate([t.chunk_s for t in tables] or [np.zeros(0)]),
+            chunk_end=np.concatenate(
+                [t.chunk_end + offset for t, offset in zip(tables, offsets, strict=True)]
+                or [np.zeros(0, dtype=np.int64)]
+            ),
+        )
+        return whole.take(np.argsort(whole.due_s, kind="stable"))
+
+    def take(self, rows: NDArray[np.int64]) -> RequestTable:
+        """Return some rows, in the order given."""
+        chunks = self.chunks
+        starts = (self.chunk_end - chunks)[rows]
+        ends = np.cumsum(chunks[rows])
+        # Each chunk's place: its row's start, plus how far into the row it is.
+        places = np.repeat(starts - (ends - chunks[rows]), chunks[rows]) + np.arange(
+            ends[-1] if len(ends) else 0
+        )
+        return RequestTable(
+            **{name: getattr(self, name)[rows] for name in REQUEST_COLUMNS},
+            error=tuple(self.error[row] for row in rows),
+            chunk_s=self.chunk_s[places],
+            chunk_end=ends,
         )
 
     def __len__(self) -> int:
@@ -100,13 +153,18 @@ class RequestTable:
 
     @property
     def tpot_s(self) -> Floats:
-        """(Last token - first token) / (output tokens - tokens in the first chunk); NaN for one chunk.
+        """(Last token - first token) / (output tokens - tokens in the first chunk); NaN for one chunk."""
+        later = self.output_tokens - 1
+        several = (self.chunks > 1) & (later > 0)
+        return (self.last_token_s - self.first_token_s) / np.where(several, later, np.nan)
 
-        Chunks do not say how many tokens they hold: each counts as an even share of the server's total.
-        """
-        chunks = np.maximum(self.chunks, 1)
-        later = self.output_tokens * (chunks - 1) / chunks
-        return (self.last_token_s - self.first_token_s) / np.where(later > 0, later, np.nan)
+    @property
+    def second_token_s(self) -> Floats:
+        """Arrival of each second chunk; NaN where there is none."""
+        at = np.full(len(self), np.nan)
+        has = self.chunks > 1
+        at[has] = self.chunk_s[(self.chunk_end - self.chunks)[has] + 1]
+        return at
 
     @property
     def e2e_s(self) -> Floats:
@@ -130,8 +188,18 @@ class RequestTable:
 
     @property
     def chunk_tokens(self) -> Floats:
-        """Tokens that each chunk counts for."""
-        return np.repeat(self.output_tokens / np.maximum(self.chunks, 1), self.chunks)
+        """Tokens that each chunk counts for.
+
+        Chunks do not say how many tokens they hold. A prefill samples one token, and engines send it on by
+        itself (speculation and stream intervals begin after it); the later chunks share the rest evenly.
+        """
+        chunks = self.chunks
+        shares = (self.output_tokens - 1) / np.maximum(chunks - 1, 1)
+        tokens = np.repeat(shares, chunks)
+        several = chunks > 1
+        tokens[(self.chunk_end - chunks)[several]] = 1.0
+        tokens[(self.chunk_end - 1)[chunks == 1]] = self.output_tokens[chunks == 1]
+        return tokens
 
     def _chunk_at(self, index: NDArray[np.int64]) -> Floats:
         at = np.full(len(self), np.nan)
@@ -140,39 +208,66 @@ class RequestTable:
         return at
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientHealth:
-    """How the load client itself fared: ``lag_p99_s`` is sent - due, ``cpu_share`` of one core."""
+    """How the load client itself fared, the worst of its processes.
+
+    ``lag_p99_s`` is sent - due, ``loop_lag_p99_s`` how late its event loop came back to its timers, and
+    ``cpu_share`` of one core.
+    """
 
     lag_p99_s: float
     cpu_share: float
+    loop_lag_p99_s: float = 0.0
+    processes: int = 1
 
     @property
     def was_limit(self) -> bool:
         """Whether the client, not the engine, made requests late."""
-        return self.lag_p99_s > CLIENT_LAG_LIMIT_S
+        late = max(self.lag_p99_s, self.loop_lag_p99_s) > CLIENT_LAG_LIMIT_S
+        return late or self.cpu_share > CLIENT_CPU_LIMIT
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
-    """What a drive returned; ``started_s`` is the plan's time 0; ``engine_died`` if that cut it short."""
+    """What a drive returned: every request that was due, in that order; ``started_s`` is the plan's time 0.
 
-    records: tuple[RequestRecord, ...]
+    ``engine_died`` if that cut it short.
+    """
+
+    requests: RequestTable
     started_s: float
     health: ClientHealth
     engine_died: bool = False
 
 
+class WindowEnd(StrEnum):
+    """Why a window ended: narrow enough intervals, the time that a level may take, a queue that only grew."""
+
+    PRECISE = "precise"
+    BUDGET = "budget"
+    OVERSATURATED = "over-saturated"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One measured load level: raw requests, the power trace over them, and the window both are judged in."""
+    """One measured load level: raw requests, the power trace over them, and the window both are judged in.
+
+    ``power`` is of the reserved devices, on the basis that ranks; ``beside`` what other meters saw meanwhile.
+    ``steady`` is false where the window was opened although the load had not settled. ``prefix_share`` is the
+    share of prompt tokens that a prefix cache could have served at most.
+    """
 
     level: Level
     window: Window
     requests: RequestTable
     power: PowerTrace
     health: ClientHealth
-    counters: Mapping[str, float] = field(default_factory=dict)
+    beside: tuple[PowerTrace, ...] = ()
+    counters: CounterTrace = field(default_factory=CounterTrace)
+    ended: WindowEnd = WindowEnd.BUDGET
+    steady: bool = True
+    prefix_share: float = 0.0
 
     @property
     def due_in_window(self) -> Bools:
@@ -206,21 +301,14 @@ class Measurement:
     def oversaturated(self) -> bool:
         """Whether the queue grew through the window, so that no longer run at this load could hold.
 
-        In-flight requests grew, by a straight line through the window, by more than twice the standard
-        deviation of arrivals less departures, were both Poisson at the offered rate: what a window is too
-        short to tell from a burst is not told. A closed-loop level never is.
+        What a window is too short to tell from a burst is not told. A closed-loop level never is.
         """
         if self.level.rate_rps is None:
             return False
-        at_s = np.linspace(self.window.start_s, self.window.end_s, 33)
-        slope = float(np.polyfit(at_s - at_s[0], self._in_flight(at_s), 1)[0])
-        arrivals = self.level.rate_rps * self.window.length_s
-        return slope * self.window.length_s > 2 * math.sqrt(2 * arrivals)
-
-    def _in_flight(self, at_s: Floats) -> Floats:
-        due = np.sort(self.requests.due_s)
-        ended = np.sort(np.nan_to_num(self.requests.finished_s, nan=np.inf))
-        return (np.searchsorted(due, at_s, "right") - np.searchsorted(ended, at_s, "right")).astype(float)
+        if self.ended is WindowEnd.OVERSATURATED:
+            return True
+        queue = in_flight(self.requests.due_s, self.requests.finished_s, sample_times(self.window))
+        return queue_growth(queue, self.window, self.level.rate_rps) > TELLING_GROWTH
 
 
 LoadCurve = tuple[Measurement, ...]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from autotune.domain.config import EngineConfig
+from autotune.domain.counters import CounterTrace
 from autotune.domain.events import Event
 from autotune.domain.hardware import Device, DeviceKind, Hardware
 from autotune.domain.launch import (
@@ -18,10 +19,12 @@ from autotune.domain.launch import (
     LaunchContext,
     LaunchSpec,
 )
+from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import LoadResult
+from autotune.domain.node import CoolDown, NodeState
 from autotune.domain.power import PowerTrace
+from autotune.domain.progress import Steering, to_the_end
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
-from autotune.domain.workload import LoadPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +33,8 @@ class LauncherTraits:
 
     ``dimensions`` are the words of the vocabulary it can express. ``parser_probe`` is a Python program that,
     run by the engine's own interpreter, prints ``{"version", "device", "flags": {flag: [choices]}}``.
-    ``counters`` maps our names to the engine's Prometheus names.
+    ``counters`` maps our names to the engine's Prometheus names. ``reset_path`` is the HTTP path that forgets
+    cached prefixes when posted to; engines may answer it only when started so.
     """
 
     engine: str
@@ -39,6 +43,7 @@ class LauncherTraits:
     device_kinds: frozenset[DeviceKind]
     parser_probe: str
     counters: Mapping[str, str]
+    reset_path: str = ""
 
 
 class Launcher(Protocol):
@@ -68,6 +73,13 @@ class Inventory(Protocol):
         """Hold ``count`` of the devices ``among``; raises DevicesBusyError naming who holds them."""
 
 
+class CounterRecording(Protocol):
+    """Counters being sampled."""
+
+    def trace(self) -> CounterTrace:
+        """What was sampled so far; empty for an engine that shows none."""
+
+
 class RunningEngine(Protocol):
     """An engine that answers its health check."""
 
@@ -80,6 +92,12 @@ class RunningEngine(Protocol):
 
     def counters(self) -> Mapping[str, float]:
         """The engine's own counters now, by our names; empty where it shows none."""
+
+    def counting(self) -> AbstractContextManager[CounterRecording]:
+        """Sample the counters for the length of a ``with`` block."""
+
+    def reset_caches(self) -> bool:
+        """Forget cached prefixes where the engine can be told to; whether it was."""
 
     def evidence(self, stream_error: str = "", *, loading: bool) -> Evidence:
         """What is to be seen of a failure after health: exit code, log."""
@@ -101,12 +119,18 @@ class LoadDriver(Protocol):
     """Drives load at an endpoint."""
 
     def drive(
-        self, endpoint: Endpoint, plan: LoadPlan, *, alive: Callable[[], bool], cancelled: Cancelled
+        self,
+        endpoint: Endpoint,
+        plan: LoadPlan,
+        *,
+        alive: Callable[[], bool],
+        cancelled: Cancelled,
+        steer: Steering = to_the_end,
     ) -> LoadResult:
-        """Send every request of the plan; each failure is data in its record.
+        """Send the requests of the plan until ``steer`` says otherwise; each failure is data in its record.
 
         Returns early, marked ``engine_died``, when ``alive`` turns false; raises StudyCancelledError when
-        ``cancelled`` turns true.
+        ``cancelled`` turns true, and BenchError when this machine cannot drive the load.
         """
 
 
@@ -122,6 +146,18 @@ class PowerMeter(Protocol):
 
     def window(self, devices: Sequence[Device]) -> AbstractContextManager[PowerRecording]:
         """Record for the length of a ``with`` block."""
+
+
+class Preflight(Protocol):
+    """Looks a node over before and after a launch."""
+
+    def check(self, devices: Sequence[Device]) -> NodeState:
+        """State of the node and of these devices; raises BenchError for a device that is lost."""
+
+    def cool_down(
+        self, devices: Sequence[Device], start: NodeState, wait: CoolDown, cancelled: Cancelled
+    ) -> tuple[str, ...]:
+        """Wait until devices are about as cool as in ``start``; returns which are not, in words."""
 
 
 class Search(Protocol):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
+from enum import IntFlag, StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ CONSISTENT_WITHIN = 0.05
 """A counter and integrated power that differ by no more than this share are consistent."""
 MOST_GAP_PERIODS = 3.0
 """A gap longer than this many sample periods breaks a window."""
+PLATEAU_C = 5.0
+"""A device that warmed or cooled by more than this through a window, in a straight line, had not settled."""
 
 
 class PowerBasis(StrEnum):
@@ -32,11 +34,59 @@ class PowerBasis(StrEnum):
 
 
 class EnergyVerdict(StrEnum):
-    """How far the joules of a window can be trusted."""
+    """How far the joules of a window can be trusted.
+
+    ``consistent``: counter and integrated power agree; they share a sensor, so this proves the arithmetic.
+    """
 
     CONSISTENT = "consistent"
     UNCHECKED = "unchecked"
     INVALID = "invalid"
+
+
+class PowerScope(StrEnum):
+    """What one device's watts cover: a sensor of a whole module sees its CPU's share and memory too."""
+
+    GPU = "gpu"
+    MODULE = "module"
+    PACKAGE = "package"
+    NODE = "node"
+    CORE = "core"
+
+
+class Slowdown(IntFlag):
+    """Why a device's clock was held back; only a software power cap leaves a window valid."""
+
+    NONE = 0
+    POWER_CAP = 1
+    THERMAL = 2
+    HARDWARE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """Under what a device worked while its power was read; NaN where the device does not say.
+
+    Columns of one length: monotonic seconds, ascending; degrees Celsius; MHz; watts; Slowdown bits.
+    """
+
+    time_s: Floats
+    temperature_c: Floats
+    clock_mhz: Floats
+    power_limit_w: Floats
+    slowdown: NDArray[np.int64]
+
+
+def no_conditions() -> Conditions:
+    """Conditions of a device that tells none."""
+    none = np.zeros(0)
+    return Conditions(
+        time_s=none,
+        temperature_c=none,
+        clock_mhz=none,
+        power_limit_w=none,
+        slowdown=np.zeros(0, dtype=np.int64),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +94,7 @@ class DevicePower:
     """One device's trace: power samples, and readings of its energy counter where it has one.
 
     Times are monotonic seconds, ascending; ``power_w`` watts; ``counter_j`` joules since any fixed moment.
+    ``foreign`` names processes that worked on the device and were not the engine's.
     """
 
     uid: str
@@ -51,16 +102,23 @@ class DevicePower:
     power_w: Floats
     counter_time_s: Floats
     counter_j: Floats
+    conditions: Conditions = field(default_factory=no_conditions)
+    foreign: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PowerTrace:
-    """Traces of every device that the configuration reserves, over the same span."""
+    """Traces of devices over the same span: those that the configuration reserves, or the host around them.
+
+    ``reserved`` are the uids of all that should be there; one without a trace makes a window invalid.
+    """
 
     basis: PowerBasis
     source: str
     period_s: float
     devices: tuple[DevicePower, ...]
+    scope: PowerScope = PowerScope.GPU
+    reserved: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +161,18 @@ def integrate_j(device: DevicePower, window: Window) -> float:
     return float(np.trapezoid(power_w, time_s))
 
 
+def mean_power_w(trace: PowerTrace) -> float | None:
+    """Mean watts over all of a trace, its devices together; None for one without samples."""
+    if not trace.devices or any(len(device.power_w) == 0 for device in trace.devices):
+        return None
+    return float(sum(device.power_w.mean() for device in trace.devices))
+
+
 def energy_in(trace: PowerTrace, window: Window) -> Energy:
-    """Energy of the window, judged device by device."""
+    """Energy of the window, judged device by device; every reason to distrust it is told by its code."""
     joules = 0.0
-    reasons: list[str] = []
+    there = {device.uid for device in trace.devices}
+    reasons = [f"not-covered:{uid}" for uid in trace.reserved if uid not in there]
     checked = True
     for device in trace.devices:
         if not _covers(device.time_s, window, trace.period_s):
@@ -118,6 +184,7 @@ def energy_in(trace: PowerTrace, window: Window) -> Energy:
             checked = False
         elif abs(counted_j - integrated_j) > CONSISTENT_WITHIN * max(counted_j, integrated_j):
             reasons.append(f"counter-disagrees:{device.uid}")
+        reasons += [f"{code}:{device.uid}" for code in _disturbances(device, window)]
         joules += integrated_j
     if not trace.devices:
         reasons.append("no-device")
@@ -125,6 +192,27 @@ def energy_in(trace: PowerTrace, window: Window) -> Energy:
     return Energy(
         joules, joules / window.length_s, EnergyVerdict.INVALID if reasons else verdict, tuple(reasons)
     )
+
+
+def _disturbances(device: DevicePower, window: Window) -> list[str]:
+    """Codes of what makes a device's joules another's, or those of another state than it settles in."""
+    at = device.conditions
+    inside = (at.time_s >= window.start_s) & (at.time_s < window.end_s)
+    held_back = Slowdown(int(np.bitwise_or.reduce(at.slowdown[inside], initial=0)))
+    codes = []
+    if Slowdown.THERMAL in held_back:
+        codes.append("thermal-slowdown")
+    if Slowdown.HARDWARE in held_back:
+        codes.append("hardware-slowdown")
+    if device.foreign:
+        codes.append("foreign-process")
+    time_s, temperature_c = at.time_s[inside], at.temperature_c[inside]
+    known = np.isfinite(temperature_c)
+    if known.sum() > 2:  # noqa: PLR2004 - a line through two points fits anything
+        slope = float(np.polyfit(time_s[known] - window.start_s, temperature_c[known], 1)[0])
+        if abs(slope) * window.length_s > PLATEAU_C:
+            codes.append("temperature-unsettled")
+    return codes
 
 
 def _covers(time_s: Floats, window: Window, period_s: float) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autotune.domain.accelerators import AcceleratorTable
+from autotune.domain.ledger import Ledger, SideReadings, ledger_of
 from autotune.domain.measurement import LoadCurve
+from autotune.domain.power import PowerScope
 from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
 from autotune.domain.scoring import (
     CurveScore,
@@ -25,9 +29,13 @@ class Candidate:
     """A configuration with all that was measured of it: its search launch and, if any, its final one."""
 
     row: TrialRow
-    curve: LoadCurve
-    command: str
-    final_curve: LoadCurve = ()
+    launch: LaunchRecord
+    final: LaunchRecord | None = None
+
+    @property
+    def curve(self) -> LoadCurve:
+        """Levels of the search launch."""
+        return self.launch.curve
 
     def score(self, sla: Sla, study: StudySpec) -> CurveScore:
         """Its capacity and operating point for an SLA, from the search launch."""
@@ -42,6 +50,11 @@ class Standing:
     capacity_rps: float
     figures: LevelScore
     confirmed: bool
+
+    @property
+    def launch(self) -> LaunchRecord:
+        """The launch that the figures are of."""
+        return (self.candidate.final if self.confirmed else None) or self.candidate.launch
 
     @property
     def holds(self) -> bool:
@@ -66,12 +79,29 @@ def standing(candidate: Candidate, sla: Sla, study: StudySpec) -> Standing | Non
     score = candidate.score(sla, study)
     if score.operating is None or score.capacity_rps is None:
         return None
-    again = _confirmation(candidate.final_curve, sla, study.workload_of(sla), score.operating.rate_rps)
+    final_curve = candidate.final.curve if candidate.final else ()
+    again = _confirmation(final_curve, sla, study.workload_of(sla), score.operating.rate_rps)
     return Standing(
         candidate=candidate,
         capacity_rps=score.capacity_rps,
         figures=again or score.operating,
         confirmed=again is not None,
+    )
+
+
+def ledger_for(standing: Standing, study: StudySpec, accelerators: AcceleratorTable) -> Ledger:
+    """Watts and money of a standing on every power basis known."""
+    figures, launch = standing.figures, standing.launch
+    return ledger_of(
+        figures,
+        devices=launch.config.ranks,
+        prices=study.power.prices,
+        accelerator=accelerators.find(launch.device),
+        beside=SideReadings(
+            idle_w=launch.before.idle_power_w if launch.before else None,
+            cpu_memory_w=figures.beside_w.get(PowerScope.PACKAGE),
+            node_w=figures.beside_w.get(PowerScope.NODE),
+        ),
     )
 
 
@@ -91,7 +121,7 @@ def recommend(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Re
     Where finals were run only those who ran in them can win, on the figures of their final launch: the
     search's own favour whoever was lucky.
     """
-    standings = [s for c in candidates if (s := standing(c, sla, study)) is not None]
+    standings = _on_one_node([s for c in candidates if (s := standing(c, sla, study)) is not None])
     finalists = [s for s in standings if s.confirmed]
     eligible = [s for s in finalists or standings if s.holds]
     # By configuration, not purpose: production may run the defaults.
@@ -105,6 +135,15 @@ def recommend(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Re
         has_baseline=study.baseline is not None,
         reason=_reason(best, candidates, sla, study),
     )
+
+
+def _on_one_node(standings: Sequence[Standing]) -> Sequence[Standing]:
+    """Those of the node with most finals: two machines of one kind differ by more than configurations do."""
+    if not standings:
+        return ()
+    nodes = Counter({s.launch.node: 0 for s in standings})
+    nodes.update(s.launch.node for s in standings if s.confirmed)
+    return [s for s in standings if s.launch.node == nodes.most_common(1)[0][0]]
 
 
 def finalists(study: StudySpec, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
@@ -132,17 +171,12 @@ def candidates_of(rows: Sequence[TrialRow], records: Sequence[LaunchRecord]) -> 
     """Put together each measured configuration with its final launch."""
     by_number = {record.number: record for record in records}
     finals = {
-        row.final_of: by_number[row.number].curve
+        row.final_of: by_number[row.number]
         for row in rows
-        if row.final_of is not None and row.state is TrialState.MEASURED and row.number in by_number
+        if row.purpose is Purpose.FINAL and row.state is TrialState.MEASURED and row.number in by_number
     }
     return tuple(
-        Candidate(
-            row=row,
-            curve=by_number[row.number].curve,
-            command=row.command,
-            final_curve=finals.get(row.number, ()),
-        )
+        Candidate(row=row, launch=by_number[row.number], final=finals.get(row.number))
         for row in rows
         if row.final_of is None and row.state is TrialState.MEASURED and row.number in by_number
     )

@@ -9,6 +9,7 @@ from enum import StrEnum
 from autotune.domain.config import EngineConfig
 from autotune.domain.launch import Failure
 from autotune.domain.measurement import LoadCurve
+from autotune.domain.node import NodeState
 
 
 class TrialState(StrEnum):
@@ -34,12 +35,17 @@ class Purpose(StrEnum):
     BASELINE = "baseline"
     DEFAULTS = "defaults"
     SEARCH = "search"
+    REFERENCE = "reference"
     FINAL = "final"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchRecord:
-    """Everything a launch left behind that a figure may be computed from; ``versions`` by component."""
+    """Everything a launch left behind that a figure may be computed from; ``versions`` by component.
+
+    ``device`` is the name of the accelerators it held, ``before`` and ``after`` the node around it; None
+    where the launch ended before it was looked at.
+    """
 
     study: str
     number: int
@@ -52,13 +58,22 @@ class LaunchRecord:
     launch_s: float
     load_s: float
     failure: Failure | None = None
+    device: str = ""
+    before: NodeState | None = None
+    after: NodeState | None = None
+
+    @property
+    def node(self) -> str:
+        """Name of the node it ran on; figures of different nodes are not compared."""
+        return self.before.node if self.before else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrialRow:
     """One row of the catalog: what lists and pages show of a trial without opening the archive.
 
-    ``final_of`` is the number of the trial that a final launches again. ``objectives`` are by SLA.
+    ``final_of`` is the number of the trial that a final, or a reference, launches again. ``objectives`` are
+    by SLA.
     """
 
     study: str

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 
-from autotune.domain.measurement import Floats, LoadCurve, Measurement
-from autotune.domain.power import EnergyVerdict, PowerBasis, Window, energy_in
+from autotune.domain.measurement import Floats, LoadCurve, Measurement, WindowEnd
+from autotune.domain.power import EnergyVerdict, PowerBasis, PowerScope, Window, energy_in
 from autotune.domain.sla import Sla, good_requests, keeping_requests
-from autotune.domain.stats import BLOCKS, Interval, proportion_interval, ratio_interval, requests_to_show
+from autotune.domain.stats import BLOCKS, Interval, proportion_interval, repeat_interval, requests_to_show
 
 HEADROOM = 0.8
 """Operating point as a share of capacity, unless the study says otherwise."""
@@ -30,7 +30,11 @@ class SlaVerdict(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LevelScore:
-    """One level against one SLA; tok/s, watts, joules; percentiles of all requests that got a first token."""
+    """One level against one SLA; tok/s, watts, joules; percentiles of all requests that got a first token.
+
+    Intervals of goodput and of tokens per joule are where a repeat of the same length would fall, that of
+    attainment where its true value lies. ``beside_w`` are mean watts by meters that do not rank.
+    """
 
     rate_rps: float
     verdict: SlaVerdict
@@ -50,8 +54,11 @@ class LevelScore:
     ttft_s: dict[int, float]
     tpot_s: dict[int, float]
     window_s: float
+    ended: WindowEnd
+    steady: bool
     oversaturated: bool
     too_few: bool
+    beside_w: dict[PowerScope, float] = field(default_factory=dict)
 
     @property
     def may_hold(self) -> bool:
@@ -96,10 +103,12 @@ def score_level(measurement: Measurement, sla: Sla) -> LevelScore:
     good = good_requests(requests, sla)
     of_good = good[requests.chunk_owner]
     block_tokens = _by_block(requests.chunk_s[of_good], window, requests.chunk_tokens[of_good])
+    tokens_by_due = _by_block(requests.due_s[good], window, requests.output_tokens[good].astype(np.float64))
     block_good = _by_block(requests.due_s[good], window)
     block_due = _by_block(requests.due_s, window)
     energy = energy_in(measurement.power, window)
     joules = np.array([energy_in(measurement.power, block).joules for block in window.blocks(BLOCKS)])
+    seconds = np.full(BLOCKS, window.length_s / BLOCKS)
     tokens = float(block_tokens.sum())
     measurable = energy.joules > 0 and energy.verdict is not EnergyVerdict.INVALID
     return LevelScore(
@@ -109,7 +118,7 @@ def score_level(measurement: Measurement, sla: Sla) -> LevelScore:
         attainment=float(block_good.sum() / max(block_due.sum(), 1)),
         attainment_interval=proportion_interval(block_good, block_due),
         goodput_tok_per_s=tokens / window.length_s,
-        goodput_interval=ratio_interval(block_tokens, np.full(BLOCKS, window.length_s / BLOCKS)),
+        goodput_interval=repeat_interval(tokens / window.length_s, tokens_by_due, seconds),
         throughput_tok_per_s=measurement.throughput_tok_per_s,
         mean_power_w=energy.mean_w,
         power_basis=measurement.power.basis,
@@ -117,13 +126,27 @@ def score_level(measurement: Measurement, sla: Sla) -> LevelScore:
         energy_verdict=energy.verdict,
         energy_reasons=energy.reasons,
         tokens_per_joule=tokens / energy.joules if measurable else 0.0,
-        tokens_per_joule_interval=ratio_interval(block_tokens, joules) if measurable else Interval(0.0, 0.0),
+        tokens_per_joule_interval=repeat_interval(tokens / energy.joules, tokens_by_due, joules)
+        if measurable
+        else Interval(0.0, 0.0),
         ttft_s=_percentiles(requests.ttft_s[due]),
         tpot_s=_percentiles(requests.tpot_s[due & requests.ok]),
         window_s=window.length_s,
+        ended=measurement.ended,
+        steady=measurement.steady,
         oversaturated=measurement.oversaturated,
+        beside_w=_beside_w(measurement),
         too_few=int(due.sum()) < max(requests_to_show(share) for _, share in sla.goals()),
     )
+
+
+def _beside_w(measurement: Measurement) -> dict[PowerScope, float]:
+    around = {trace.scope: energy_in(trace, measurement.window) for trace in measurement.beside}
+    return {
+        scope: energy.mean_w
+        for scope, energy in around.items()
+        if energy.verdict is not EnergyVerdict.INVALID
+    }
 
 
 def score_curve(curve: LoadCurve, sla: Sla, workload: str, *, headroom: float = HEADROOM) -> CurveScore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import (
@@ -19,8 +19,32 @@ from pydantic import (
     model_validator,
 )
 
-from autotune.domain.measurement import Bools, Floats, RequestTable
+from autotune.domain.measurement import Bools, Floats
 from autotune.domain.quantities import PositiveDurationS, show_duration
+
+
+class TimedRequests(Protocol):
+    """Requests by column, as SLOs see them: seconds, NaN for what never happened."""
+
+    @property
+    def ok(self) -> Bools:
+        """Which finished, with tokens."""
+
+    @property
+    def ttft_s(self) -> Floats:
+        """First token - due."""
+
+    @property
+    def tpot_s(self) -> Floats:
+        """Time per output token after the first."""
+
+    @property
+    def e2e_s(self) -> Floats:
+        """Last token - due."""
+
+    @property
+    def stall_s(self) -> Floats:
+        """Longest gap between chunks."""
 
 
 class Metric(StrEnum):
@@ -32,7 +56,7 @@ class Metric(StrEnum):
     STALL = "stall"
     INTERACTIVITY = "interactivity"
 
-    def of(self, requests: RequestTable) -> Floats:
+    def of(self, requests: TimedRequests) -> Floats:
         """Value for each request, in seconds (interactivity: tok/s/user); NaN where there is none."""
         match self:
             case Metric.TTFT:
@@ -186,17 +210,17 @@ def show_slo(metric: Metric, bound: float) -> str:
     return f"{metric}<={show_duration(bound)}"
 
 
-def good_requests(requests: RequestTable, sla: Sla) -> Bools:
+def good_requests(requests: TimedRequests, sla: Sla) -> Bools:
     """Which requests finished within every bound of the SLA."""
-    good = requests.ok
+    good = requests.ok.copy()
     for bounds, _ in sla.goals():
         good &= keeping_requests(requests, bounds)
     return good
 
 
-def keeping_requests(requests: RequestTable, bounds: BoundSet) -> Bools:
+def keeping_requests(requests: TimedRequests, bounds: BoundSet) -> Bools:
     """Which requests finished within every one of these bounds."""
-    keeps = requests.ok
+    keeps = requests.ok.copy()
     for metric, bound in bounds:
         keeps &= metric.within(metric.of(requests), bound)
     return keeps

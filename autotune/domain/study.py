@@ -7,6 +7,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from autotune.domain.config import EngineConfig, Words, error_at
+from autotune.domain.drift import DriftSpec
+from autotune.domain.ledger import Prices
+from autotune.domain.node import CoolDown
 from autotune.domain.power import PowerBasis
 from autotune.domain.quantities import Bytes, DurationS, PositiveDurationS
 from autotune.domain.scoring import HEADROOM
@@ -14,6 +17,7 @@ from autotune.domain.sla import Sla
 from autotune.domain.space import Point, SearchSpace
 from autotune.domain.workload import Workload
 
+Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 
 
@@ -67,24 +71,57 @@ class Budget(_Part):
         return self
 
 
-class PowerSpec(_Part):
-    """Where watts come from."""
+class Redfish(_Part):
+    """A node's controller; user and password stand in environment variables, which are named here."""
 
-    basis: Literal["auto"] | PowerBasis = "auto"
+    redfish: str = Field(description="URL of the controller, such as https://bmc.example")
+    user_variable: str = ""
+    password_variable: str = ""
+    chassis: str = Field("", description="id, where the controller tells of several")
+    ca_file: str | None = None
+    verify: bool = True
+
+
+class Ipmi(_Part):
+    """A node's controller, asked through ipmitool."""
+
+    ipmi: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
+        description="how ipmitool is called: [ipmitool], or [ipmitool, -I, lanplus, -H, bmc, -U, me, -E]"
+    )
+
+
+class PowerSpec(_Part):
+    """Where watts come from, which of them rank, and what they cost."""
+
+    basis: Literal["auto"] | PowerBasis = Field("auto", description="whose good tokens per joule rank")
+    dcgm: tuple[str, ...] = Field(
+        (), description="URLs of DCGM exporters that tell the GPUs' watts, in place of NVML here"
+    )
+    node: Redfish | Ipmi | None = Field(None, description="meter of the whole node, recorded beside")
+    prices: Prices = Prices()
 
 
 class MeasurementSpec(_Part):
     """How long a load level lasts and how finely capacity is searched."""
 
-    warmup: DurationS = Field(2.0, description="driven and thrown away before the window")
+    warmup: DurationS = Field(2.0, description="least time before the window, driven and thrown away")
+    longest_warmup: DurationS = Field(
+        60.0, description="the window opens then, marked unsteady, if the load has not settled"
+    )
     window: PositiveDurationS = Field(10.0, description="least length of the window")
-    longest_window: DurationS = Field(30.0, description="the window grows up to this for `requests`")
-    final_window: PositiveDurationS = Field(30.0, description="window at the operating point in the finals")
-    requests: PositiveInt = Field(100, description="requests wanted in a window")
+    longest_window: DurationS = Field(
+        60.0, description="a window that is not precise enough by then ends anyway"
+    )
+    final_window: PositiveDurationS = Field(120.0, description="the same for windows of the finals")
+    precision: Share = Field(
+        0.1, description="half-width of throughput's 90 % interval, as a share, at which a window may end"
+    )
+    final_precision: Share = Field(0.05, description="the same for windows of the finals")
     headroom: Annotated[float, Field(gt=0, le=1)] = Field(HEADROOM, description="operating point / capacity")
     tolerance: Annotated[float, Field(gt=0, lt=1)] = Field(0.15, description="resolution of capacity")
     most_levels: PositiveInt = Field(8, description="open-loop levels on one launch")
     saturating_concurrency: PositiveInt = Field(64, description="in flight in the closed-loop level")
+    cool_down: CoolDown = Field(CoolDown(), description="wait for devices as cool as before the first launch")
     start_timeout: PositiveDurationS = Field(600.0, description="an engine not ready by then is censored")
     request_timeout: PositiveDurationS = Field(60.0, description="a request not finished by then failed")
 
@@ -106,6 +143,7 @@ class StudySpec(_Part):
     baseline: str | None = Field(None, description="the command line that production runs today")
     budget: Budget
     power: PowerSpec = PowerSpec()
+    drift: DriftSpec = DriftSpec()
     measurement: MeasurementSpec = MeasurementSpec()
     storage: str = Field("sqlite:///studies.db", description="any SQLAlchemy URL")
     seed: int = 0
@@ -132,6 +170,10 @@ class StudySpec(_Part):
     def workload_names(self) -> tuple[str, ...]:
         """Names of the workloads, in file order."""
         return tuple(w.name for w in self.workloads)
+
+    def workload(self, name: str) -> Workload:
+        """One workload by its name."""
+        return next(w for w in self.workloads if w.name == name)
 
     def workload_of(self, sla: Sla) -> str:
         """Name of the workload an SLA is judged on."""

@@ -1,90 +1,155 @@
-"""Workloads, and the pure functions that turn one into requests with due times."""
+"""Workloads as study files describe them, and the load levels at which they are measured."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-FASTEST_TPOT_S = 0.003
-"""No engine answers many users at once faster than this; closed-loop plans hold requests enough for it."""
+from autotune.domain.arrivals import Arrivals
+from autotune.domain.lengths import Length, distribution
+from autotune.domain.load_plan import Api
+from autotune.domain.quantities import DurationS
+
+CHAT_TOKENS, CHAT_MESSAGE_TOKENS = 64, 8
+"""Room in the context for what a chat template adds: to a prompt, and to each message of it."""
+
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class FixedLength(BaseModel):
-    """Every request has the same number of tokens."""
-
+class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tokens: PositiveInt
 
-    @property
-    def longest(self) -> int:
-        """Upper bound, tokens."""
-        return self.tokens
+class Conversations(_Part):
+    """Several turns: each prompt holds all earlier turns and then the user's new words.
 
-    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:  # noqa: ARG002 - one signature
-        """Return ``count`` lengths in tokens."""
-        return np.full(count, self.tokens, dtype=np.int64)
+    Earlier answers stand in it as the plan has them, not as the engine gave them: a prefix cache can serve
+    the earlier prompt, not the answer to it.
+    """
 
-
-class LogNormalLength(BaseModel):
-    """Lengths scatter log-normally about their median, cut to ``[low, high]`` tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    median: PositiveInt
-    sigma: PositiveFloat = Field(description="standard deviation of the logarithm")
-    low: PositiveInt = 1
-    high: PositiveInt
-
-    @property
-    def longest(self) -> int:
-        """Upper bound, tokens."""
-        return self.high
-
-    def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """Return ``count`` lengths in tokens."""
-        lengths = np.rint(rng.lognormal(np.log(self.median), self.sigma, count))
-        return np.clip(lengths, self.low, self.high).astype(np.int64)
+    turns: Length = Field(description="turns of a conversation")
+    think_time: DurationS = Field(
+        0.0, description="mean pause between an answer and the next turn; pauses scatter exponentially"
+    )
+    system_tokens: NonNegativeInt = Field(0, description="length of the system prompt")
+    system_prompts: PositiveInt = Field(1, description="how many system prompts conversations choose from")
 
 
-def _form(length: Any) -> str:
-    if isinstance(length, LogNormalLength) or (isinstance(length, dict) and "tokens" not in length):
-        return "log-normal"
-    return "fixed" if isinstance(length, FixedLength | dict) else "number"
+class TextFiles(_Part):
+    """Real text to make prompts of."""
+
+    text: str = Field(description="a file, or a folder of files, of UTF-8 text")
 
 
-Length = Annotated[
-    Annotated[PositiveInt, Tag("number")]
-    | Annotated[FixedLength, Tag("fixed")]
-    | Annotated[LogNormalLength, Tag("log-normal")],
-    Discriminator(_form),
-]
-"""A number of tokens, ``{tokens}``, or ``{median, sigma, low, high}``."""
+class PrefixHits(_Part):
+    """What share of its prompt tokens an engine is expected to find in its prefix cache."""
+
+    expected: Share
+    tolerance: Share = 0.1
 
 
-class Workload(BaseModel):
-    """What users send: how long prompts and answers are, and how requests arrive."""
+class Workload(_Part):
+    """What users send: how long prompts and answers are, what prompts share, and how requests arrive.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Lengths are drawn (``input_tokens`` and ``output_tokens``), or are pairs from a file (``lengths``), or
+    come with the arrivals and shared prefixes of real traffic (``trace``).
+    """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "workload"
-    input_tokens: Length = Field(description="prompt length, tokens; a number or a distribution")
-    output_tokens: Length = Field(description="answer length, tokens; enforced with ignore_eos")
-    arrivals: Literal["poisson"] = "poisson"
+    input_tokens: Length | None = Field(
+        None, description="prompt length, or of a user's turn, tokens; a number or a distribution"
+    )
+    output_tokens: Length | None = Field(None, description="answer length, tokens; enforced with ignore_eos")
+    lengths: str | None = Field(None, description="file of (input_length, output_length) pairs to draw from")
+    trace: str | None = Field(
+        None, description="file of real traffic, as `autotune workload from-logs` makes"
+    )
+    length_scale: PositiveFloat = Field(1.0, description="factor on the lengths of a file")
+    longest: PositiveInt | None = Field(
+        None, description="context, tokens: longer requests of a file, or later turns, are left out"
+    )
+    arrivals: Arrivals | None = Field(None, description="poisson, or the trace's own, unless said otherwise")
+    conversations: Conversations | None = None
+    prompts: Literal["random"] | TextFiles = "random"
+    api: Api = "completions"
+    temperature: NonNegativeFloat = 0.0
+    prefix_hits: PrefixHits | None = Field(
+        None, description="prefix cache hits; a measurement that departs from them is invalid"
+    )
+
+    @model_validator(mode="after")
+    def _one_source_of_lengths(self) -> Self:
+        sources = ("input_tokens", "output_tokens", "lengths", "trace")
+        given = [name for name in sources if getattr(self, name) is not None]
+        if given not in (["input_tokens", "output_tokens"], ["lengths"], ["trace"]):
+            what = f"lengths come from {', '.join(given) or 'nowhere'}"
+            raise ValueError(f"{what}; give input_tokens and output_tokens, or lengths, or trace")
+        return self
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.traffic_file is None and self.length_scale != 1:
+            raise ValueError("length_scale is a factor on a file's lengths; write the lengths that you want")
+        if self.traffic_file is not None and self.longest is None:
+            raise ValueError("a file's longest request is not known here; give longest: tokens of context")
+        if self.traffic_file is None and self.conversations is None and self.longest is not None:
+            raise ValueError("longest cuts what files hold, and conversations; lower the lengths' high")
+        if self.trace is None and self.arrivals == "trace":
+            raise ValueError("there is no trace to take arrivals from; give trace: FILE")
+        if self.trace is not None and self.conversations is not None:
+            raise ValueError("a trace has its own turns; leave out conversations, or draw from lengths: FILE")
+        return self
+
+    @model_validator(mode="after")
+    def _a_first_turn_fits(self) -> Self:
+        first = self._system_tokens + self._turn_tokens
+        if self.conversations is not None and self.longest is not None and first > self.longest:
+            raise ValueError(f"longest {self.longest} is less than the {first} tokens of one turn; raise it")
+        return self
+
+    @property
+    def traffic_file(self) -> str | None:
+        """The file that lengths come from, if any."""
+        return self.trace or self.lengths
+
+    @property
+    def pacing(self) -> Arrivals:
+        """How requests, or conversations, arrive."""
+        return self.arrivals or ("trace" if self.trace else "poisson")
+
+    @property
+    def has_real_text(self) -> bool:
+        """Whether prompts are real text: speculation is ranked on nothing else."""
+        return isinstance(self.prompts, TextFiles)
 
     @property
     def longest_tokens(self) -> int:
         """Context that the longest request needs, tokens."""
-        return _length(self.input_tokens).longest + _length(self.output_tokens).longest
+        turns = distribution(self.conversations.turns).longest if self.conversations else 1
+        longest = self.longest or self._system_tokens + turns * self._turn_tokens
+        return longest + (CHAT_TOKENS + CHAT_MESSAGE_TOKENS * 2 * turns if self.api == "chat" else 0)
 
+    @property
+    def _system_tokens(self) -> int:
+        return self.conversations.system_tokens if self.conversations else 0
 
-def _length(length: Length) -> FixedLength | LogNormalLength:
-    return FixedLength(tokens=length) if isinstance(length, int) else length
+    @property
+    def _turn_tokens(self) -> int:
+        """Longest prompt and answer of a turn; 1 + 1 where a file says."""
+        if self.input_tokens is None or self.output_tokens is None:
+            return 2
+        return distribution(self.input_tokens).longest + distribution(self.output_tokens).longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,63 +168,3 @@ class Level:
     def label(self) -> str:
         """Short text: ``12.5 req/s`` or ``32 concurrent``."""
         return f"{self.concurrency} concurrent" if self.concurrency else f"{self.rate_rps:.3g} req/s"
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedRequest:
-    """One request to send: ``due_s`` counts from the plan's start (0 throughout in closed loop)."""
-
-    due_s: float
-    prompt: tuple[int, ...]
-    output_tokens: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadPlan:
-    """Requests in due order, and the deadlines of the run.
-
-    Open loop sends each at its due time. Closed loop keeps ``concurrency`` in flight until ``duration_s``,
-    taking requests in order; when they run out the run ends.
-    """
-
-    requests: tuple[PlannedRequest, ...]
-    duration_s: float
-    concurrency: int | None = None
-    request_timeout_s: float = 60.0
-    drain_timeout_s: float = 30.0
-
-    def within(self, *, request_timeout_s: float) -> LoadPlan:
-        """Return the same plan with another deadline per request, which is also the drain's."""
-        return replace(self, request_timeout_s=request_timeout_s, drain_timeout_s=request_timeout_s)
-
-
-def poisson_due_s(rate_rps: float, duration_s: float, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Due times of a Poisson process in ``[0, duration_s)``, ascending, seconds."""
-    if rate_rps <= 0 or duration_s <= 0:
-        raise ValueError(f"rate and duration must be positive, not {rate_rps} req/s and {duration_s} s")
-    count = rng.poisson(rate_rps * duration_s)
-    return np.sort(rng.uniform(0.0, duration_s, count))
-
-
-def plan_load(workload: Workload, level: Level, *, duration_s: float, vocab_size: int, seed: int) -> LoadPlan:
-    """Draw the requests of one load level; the same arguments give the same plan.
-
-    Prompts are uniform random token ids, so that no two share a prefix block and no cache can flatter a run;
-    the lowest ids, where vocabularies keep their special tokens, are left out.
-    """
-    rng = np.random.default_rng(seed)
-    if level.rate_rps is not None:
-        due_s = poisson_due_s(level.rate_rps, duration_s, rng)
-    else:
-        # More than any engine finishes, so that the run ends by time.
-        least_s = FASTEST_TPOT_S * float(_length(workload.output_tokens).draw(1000, rng).mean())
-        due_s = np.zeros(math.ceil((level.concurrency or 1) * (1 + duration_s / least_s)))
-    inputs = _length(workload.input_tokens).draw(len(due_s), rng)
-    outputs = _length(workload.output_tokens).draw(len(due_s), rng)
-    lowest = min(1000, vocab_size // 10)
-    ids = rng.integers(lowest, vocab_size, int(inputs.sum())).tolist()
-    ends = np.cumsum(inputs)
-    starts = ends - inputs
-    rows = zip(due_s.tolist(), starts.tolist(), ends.tolist(), outputs.tolist(), strict=True)
-    requests = tuple(PlannedRequest(due, tuple(ids[a:b]), output) for due, a, b, output in rows)
-    return LoadPlan(requests=requests, duration_s=duration_s, concurrency=level.concurrency)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import BenchError
-from autotune.domain.events import PhaseChanged
+from autotune.domain.events import Notice, PhaseChanged
 from autotune.domain.hardware import Device, Hardware
 from autotune.domain.launch import (
     EngineDiedError,
@@ -23,7 +23,7 @@ from autotune.domain.launch import (
     shell_command,
 )
 from autotune.domain.measurement import LoadCurve, Measurement
-from autotune.domain.model import ModelShape
+from autotune.domain.node import NodeState, faults, new_faults
 from autotune.domain.ports import (
     Cancelled,
     EngineHost,
@@ -32,21 +32,23 @@ from autotune.domain.ports import (
     Launcher,
     LoadDriver,
     PowerMeter,
+    Preflight,
     RunningEngine,
 )
+from autotune.domain.power import mean_power_w
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec
-from autotune.domain.workload import Level, LoadPlan, PlannedRequest
+from autotune.domain.workload import Level
 from autotune.runs.levels import (
     EngineDiedUnderLoadError,
     LoadBench,
+    Planner,
     given_levels,
     measure_levels,
     search_levels,
 )
 
-FALLBACK_VOCAB_SIZE = 32_000
-"""Where a model's config.json is not at hand: prompts stay within the smallest common vocabulary."""
+FIRST_ANSWER_TOKENS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +62,9 @@ class Bench:
     host: EngineHost
     driver: LoadDriver
     meter: PowerMeter
-    model: ModelShape | None
+    beside: tuple[PowerMeter, ...]
+    preflight: Preflight
+    plan: Planner
     versions: Mapping[str, str]
 
 
@@ -69,7 +73,7 @@ class LaunchTask:
     """What to launch and measure: plain data.
 
     ``levels`` is None to search for the load boundary, else the levels to measure (finals), with the names of
-    the SLAs that must hold at one of them.
+    the SLAs that must hold at one of them. ``start`` is the node as it was before the study's first launch.
     """
 
     study: StudySpec
@@ -79,6 +83,7 @@ class LaunchTask:
     workdir: Path
     levels: tuple[Level, ...] | None = None
     must_hold: tuple[str, ...] = ()
+    start: NodeState | None = None
 
 
 def run_launch(task: LaunchTask, bench: Bench, sink: EventSink, cancelled: Cancelled) -> LaunchRecord:
@@ -97,6 +102,9 @@ class _Launch:
         self._task, self._bench, self._sink, self._cancelled = task, bench, sink, cancelled
         self._curve: LoadCurve = ()
         self._command = ""
+        self._device = ""
+        self._before: NodeState | None = None
+        self._after: NodeState | None = None
         self._started_s = time.monotonic()
         self._ready_s: float | None = None
         self._loaded_s: float | None = None
@@ -107,6 +115,7 @@ class _Launch:
             self._serve()
         except EngineDiedError as died:
             failure = self._bench.launcher.classify_failure(died.evidence)
+        self._blame_node()
         return self._record(failure)
 
     def _serve(self) -> None:
@@ -114,7 +123,12 @@ class _Launch:
         with ExitStack() as stack:
             owner = f"study {task.study.name}, trial {task.number}"
             devices = stack.enter_context(bench.inventory.lease(bench.hardware, task.config.ranks, owner))
+            self._device = devices[0].name
+            self._look_over(devices)
+            # First in, last out: what the engine leaves behind is seen when it is gone.
+            stack.callback(self._look_again, devices)
             self._phase(Phase.STARTING)
+            self._started_s = time.monotonic()
             engine = stack.enter_context(
                 bench.host.serving(
                     self._spec(devices),
@@ -135,7 +149,8 @@ class _Launch:
                         meter=bench.meter,
                         engine=engine,
                         devices=devices,
-                        vocab_size=self._vocab_size,
+                        beside=bench.beside,
+                        plan=bench.plan,
                         number=task.number,
                         sink=self._sink,
                         cancelled=self._cancelled,
@@ -144,6 +159,29 @@ class _Launch:
             finally:
                 self._loaded_s = time.monotonic()
             self._phase(Phase.STOPPING)
+
+    def _look_over(self, devices: tuple[Device, ...]) -> None:
+        """Note the node's state and what its devices draw at rest; raises BenchError for a node at fault."""
+        task, bench = self._task, self._bench
+        self._phase(Phase.PREFLIGHT)
+        if task.start is not None:
+            wait = task.study.measurement.cool_down
+            for warm in bench.preflight.cool_down(devices, task.start, wait, self._cancelled):
+                self._sink(Notice(f"trial {task.number}: {warm}"))
+        with bench.meter.window(devices) as recording:
+            state = bench.preflight.check(devices)
+            idle_w = mean_power_w(recording.trace())
+        self._before = replace(state, idle_power_w=idle_w)
+        if at_fault := faults(state):
+            raise BenchError(f"the node is at fault: {'; '.join(at_fault)}")
+
+    def _look_again(self, devices: tuple[Device, ...]) -> None:
+        self._after = self._bench.preflight.check(devices)
+
+    def _blame_node(self) -> None:
+        """Raise BenchError for faults of the node that came with the launch, whatever became of it."""
+        if self._before and self._after and (came := new_faults(self._before, self._after)):
+            raise BenchError(f"the node failed during the launch: {'; '.join(came)}")
 
     def _spec(self, devices: tuple[Device, ...]) -> LaunchSpec:
         study = self._task.study
@@ -160,23 +198,21 @@ class _Launch:
 
     def _first_request(self, engine: RunningEngine) -> None:
         """Ask for one real answer: engines have been seen healthy that die of their first request."""
-        request = PlannedRequest(0.0, tuple(range(10, 26)), 4)
-        plan = LoadPlan(
-            requests=(request,),
-            duration_s=0.001,
-            request_timeout_s=self._task.study.measurement.request_timeout,
-        )
+        study = self._task.study
+        plan = self._bench.plan(Level(study.workload_names[0], concurrency=1), 1.0, study.seed)
+        first = replace(plan.requests[0], output_tokens=FIRST_ANSWER_TOKENS)
+        plan = replace(plan, requests=(first,), duration_s=0.001)
+        plan = plan.within(request_timeout_s=study.measurement.request_timeout)
         result = self._bench.driver.drive(
             engine.endpoint, plan, alive=engine.alive, cancelled=self._cancelled
         )
-        record = result.records[0]
-        if record.error or not record.chunk_s:
-            raise EngineDiedError(
-                engine.evidence(record.error or "no token came", loading=False), self._task.workdir
-            )
+        if not result.requests.ok.any():
+            error = next(iter(result.requests.error), "") or "no token came"
+            raise EngineDiedError(engine.evidence(error, loading=False), self._task.workdir)
 
     def _load(self, engine: RunningEngine, bench: LoadBench) -> None:
         study, chosen = self._task.study, self._task.levels
+        is_final = self._task.purpose is Purpose.FINAL
         for workload in study.workload_names:
             if chosen is None:
                 levels = search_levels(study, workload)
@@ -187,17 +223,13 @@ class _Launch:
                     tuple(sla for sla in study.slas_on(workload) if sla.name in self._task.must_hold),
                 )
             try:
-                for measurement in measure_levels(bench, study, levels, final=chosen is not None):
+                for measurement in measure_levels(bench, study, levels, final=is_final):
                     self._keep(measurement)
             except EngineDiedUnderLoadError as died:
                 raise EngineDiedError(engine.evidence(str(died), loading=True), self._task.workdir) from died
 
     def _keep(self, measurement: Measurement) -> None:
         self._curve = (*self._curve, measurement)
-
-    @property
-    def _vocab_size(self) -> int:
-        return (self._bench.model.vocab_size if self._bench.model else 0) or FALLBACK_VOCAB_SIZE
 
     def _phase(self, phase: Phase) -> None:
         self._sink(PhaseChanged(self._task.number, phase))
@@ -219,4 +251,7 @@ class _Launch:
             launch_s=ready_s - self._started_s,
             load_s=(self._loaded_s or ready_s) - ready_s,
             failure=failure,
+            device=self._device,
+            before=self._before,
+            after=self._after,
         )

@@ -1,28 +1,41 @@
-"""Load levels on a running engine: drive and meter at once, one level after another."""
+"""Load levels on a running engine: drive, meter and count at once, one level after another."""
 
 from __future__ import annotations
 
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 from autotune.domain.boundary import BoundarySettings, Stop, next_level
-from autotune.domain.errors import BenchError
-from autotune.domain.events import LevelMeasured, LevelStarted
+from autotune.domain.errors import BenchError, StudyCancelledError
+from autotune.domain.events import LevelMeasured, LevelProgress, LevelStarted
 from autotune.domain.hardware import Device
-from autotune.domain.measurement import LoadCurve, Measurement, RequestTable
+from autotune.domain.load_plan import LoadPlan
+from autotune.domain.measurement import LoadCurve, Measurement
 from autotune.domain.ports import Cancelled, EventSink, LoadDriver, PowerMeter, RunningEngine
-from autotune.domain.power import Window
+from autotune.domain.progress import Progress, Steer
+from autotune.domain.prompts import shared_tokens
 from autotune.domain.scoring import score_level
 from autotune.domain.sla import Sla
-from autotune.domain.study import MeasurementSpec, StudySpec
-from autotune.domain.workload import Level, plan_load
+from autotune.domain.study import StudySpec
+from autotune.domain.window import Over, Stage, Warming, WindowRules, advance, closed_by_force
+from autotune.domain.workload import Level, PrefixHits
 
 PAUSES_S = (0.0, 2.0, 8.0)
 """Waits before a level in which the client was late is driven again: a busy machine may calm down."""
 MOST_RETREATS = 2
 """Lower loads tried in a final whose operating point did not hold."""
+EMPTY_TIMEOUT_S = 30.0
+"""An engine that nobody asks any more must have nothing left to do by then."""
+POLL_S = 0.1
+CACHE_BLOCK_TOKENS = 16
+"""Smallest block that engines share prefixes by: what can be shared at most is counted in these."""
+CACHE_TOLERANCE = 0.05
+
+Planner = Callable[[Level, float, int], LoadPlan]
+"""Draws the requests of a level for a duration in seconds, from a seed."""
 
 
 class EngineDiedUnderLoadError(Exception):
@@ -31,13 +44,14 @@ class EngineDiedUnderLoadError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadBench:
-    """What drives and meters load on one running engine."""
+    """What drives and meters load on one running engine; ``beside`` are meters that do not rank."""
 
     driver: LoadDriver
     meter: PowerMeter
+    beside: tuple[PowerMeter, ...]
     engine: RunningEngine
     devices: tuple[Device, ...]
-    vocab_size: int
+    plan: Planner
     number: int
     sink: EventSink
     cancelled: Cancelled
@@ -88,18 +102,30 @@ def measure_levels(
         measurement = _measure_patiently(bench, study, level, final=final)
         curve = (*curve, measurement)
         bench.sink(
-            LevelMeasured(bench.number, level, measurement.throughput_tok_per_s, measurement.ttft_p99_s)
+            LevelMeasured(
+                bench.number,
+                level,
+                measurement.throughput_tok_per_s,
+                measurement.ttft_p99_s,
+                measurement.window.length_s,
+                measurement.ended,
+            )
         )
         yield measurement
 
 
-def window_length_s(level: Level, spec: MeasurementSpec, *, final: bool) -> float:
-    """Window long enough for the wanted requests, within the study's bounds."""
-    if final:
-        return spec.final_window
-    if level.rate_rps is None:
-        return spec.window
-    return min(max(spec.requests / level.rate_rps, spec.window), max(spec.longest_window, spec.window))
+def window_rules(study: StudySpec, level: Level, *, final: bool) -> WindowRules:
+    """What the window of a level must achieve and may cost."""
+    spec = study.measurement
+    return WindowRules(
+        slas=study.slas_on(level.workload),
+        rate_rps=level.rate_rps,
+        warmup_s=spec.warmup,
+        longest_warmup_s=max(spec.longest_warmup, spec.warmup),
+        shortest_s=spec.window,
+        longest_s=max(spec.final_window if final else spec.longest_window, spec.window),
+        precision=spec.final_precision if final else spec.precision,
+    )
 
 
 def _measure_patiently(bench: LoadBench, study: StudySpec, level: Level, *, final: bool) -> Measurement:
@@ -107,37 +133,114 @@ def _measure_patiently(bench: LoadBench, study: StudySpec, level: Level, *, fina
         time.sleep(pause_s)
         measurement = _measure(bench, study, level, final=final, attempt=attempt)
         if not measurement.health.was_limit:
+            _check_cache(measurement, study.workload(level.workload).prefix_hits)
             return measurement
+    health = measurement.health
     raise BenchError(
         f"the load client was the limit at {level.label}: p99 of sent - due was "
-        f"{measurement.health.lag_p99_s * 1e3:.0f} ms; give it a core of its own or lower the load"
+        f"{health.lag_p99_s * 1e3:.0f} ms, of its event loop's lag {health.loop_lag_p99_s * 1e3:.0f} ms, the "
+        f"busiest of {health.processes} processes took {health.cpu_share:.0%} of a core; give it cores of "
+        "its own or lower the load"
     )
 
 
 def _measure(bench: LoadBench, study: StudySpec, level: Level, *, final: bool, attempt: int) -> Measurement:
-    spec = study.measurement
-    window_s = window_length_s(level, spec, final=final)
-    duration_s = spec.warmup + window_s
-    workload = next(w for w in study.workloads if w.name == level.workload)
+    rules = window_rules(study, level, final=final)
     # A seed of its own for each launch, level and attempt: no prompt is ever seen twice by an engine.
     seed = zlib.crc32(f"{study.seed} {bench.number} {level} {attempt}".encode())
-    plan = plan_load(workload, level, duration_s=duration_s, vocab_size=bench.vocab_size, seed=seed)
-    bench.sink(LevelStarted(bench.number, level, duration_s))
-    with bench.meter.window(bench.devices) as recording:
+    plan = bench.plan(level, rules.longest_run_s, seed).within(
+        request_timeout_s=study.measurement.request_timeout
+    )
+    bench.engine.reset_caches()
+    bench.sink(LevelStarted(bench.number, level, rules.longest_run_s))
+    pilot = _Pilot(rules, level, bench)
+    with ExitStack() as stack:
+        recording = stack.enter_context(bench.meter.window(bench.devices))
+        beside = [stack.enter_context(meter.window(bench.devices)) for meter in bench.beside]
+        counting = stack.enter_context(bench.engine.counting())
         result = bench.driver.drive(
             bench.engine.endpoint,
-            plan.within(request_timeout_s=spec.request_timeout),
+            plan,
             alive=bench.engine.alive,
             cancelled=bench.cancelled,
+            steer=pilot.steer,
         )
-        trace = recording.trace()
+        power, around, counters = recording.trace(), tuple(b.trace() for b in beside), counting.trace()
     if result.engine_died:
         raise EngineDiedUnderLoadError(level.label)
+    _await_empty(bench)
+    over = pilot.over()
+    shared, total = shared_tokens(
+        (request.prompt for request in plan.requests[: len(result.requests)]), block_tokens=CACHE_BLOCK_TOKENS
+    )
     return Measurement(
         level=level,
-        window=Window(result.started_s + spec.warmup, result.started_s + duration_s),
-        requests=RequestTable.of(result.records),
-        power=trace,
+        window=over.window,
+        requests=result.requests,
+        power=power,
+        beside=around,
         health=result.health,
-        counters=bench.engine.counters(),
+        counters=counters,
+        ended=over.end,
+        steady=over.steady,
+        prefix_share=shared / total if total else 0.0,
     )
+
+
+@dataclass(slots=True)
+class _Pilot:
+    """Steers one level through its window."""
+
+    rules: WindowRules
+    level: Level
+    bench: LoadBench
+    stage: Stage = field(default_factory=Warming)
+    progress: Progress | None = None
+
+    def steer(self, progress: Progress) -> Steer:
+        stage = advance(self.stage, progress, self.rules)
+        if type(stage) is not type(self.stage):
+            self.bench.sink(LevelProgress(self.bench.number, self.level, stage.name))
+        self.stage, self.progress = stage, progress
+        return stage.steer
+
+    def over(self) -> Over:
+        """How the level ended; raises BenchError for one that ended before anything was measured."""
+        if self.progress is not None and (over := closed_by_force(self.stage, self.progress)):
+            return over
+        raise BenchError(f"the load of {self.level.label} ended before its window began; lengthen the trace")
+
+
+def _await_empty(bench: LoadBench) -> None:
+    """Wait until the engine has nothing left to do, by its own counters; raises BenchError if it never has.
+
+    An engine without such counters had all its answers waited for by the driver.
+    """
+    deadline_s = time.monotonic() + EMPTY_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        if bench.cancelled():
+            raise StudyCancelledError("stopped while the engine emptied")
+        counters = bench.engine.counters()
+        if not counters.get("requests_running", 0.0) + counters.get("requests_waiting", 0.0):
+            return
+        time.sleep(POLL_S)
+    raise BenchError(
+        f"the engine still works {EMPTY_TIMEOUT_S:g} s after its last request was answered or dropped; "
+        "something else sends it requests, or it does not notice that a client is gone"
+    )
+
+
+def _check_cache(measurement: Measurement, declared: PrefixHits | None) -> None:
+    """Raise BenchError where the engine's prefix cache served what the workload does not promise."""
+    seen = measurement.counters.prefix_hit_rate(measurement.window)
+    if seen is None:
+        return
+    expected = declared.expected if declared else measurement.prefix_share
+    tolerance = declared.tolerance if declared else CACHE_TOLERANCE
+    # Less than could be shared is the configuration's own doing, unless the workload says what it must be.
+    if seen > expected + tolerance or (declared and seen < expected - tolerance):
+        raise BenchError(
+            f"the prefix cache served {seen:.1%} of the prompt tokens at {measurement.level.label} where the "
+            f"workload promises {expected:.1%}: its figures are another workload's; mend `prefix_hits`, or "
+            "see who else sends this engine requests"
+        )

@@ -13,12 +13,14 @@ from autotune.domain.errors import BenchError, DevicesBusyError, InfeasibleConfi
 from autotune.domain.events import Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
 from autotune.domain.feasibility import Setting, why_infeasible
 from autotune.domain.launch import FailureClass, Reaction
+from autotune.domain.node import NodeState
 from autotune.domain.ports import Archive, Cancelled, Catalog, EventSink, Outcome, Search, Suggestion
 from autotune.domain.recommendation import Candidate, candidates_of, finalists
 from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
 from autotune.domain.scoring import CurveScore, open_levels, score_curve
 from autotune.domain.study import StudySpec
 from autotune.domain.workload import Level
+from autotune.runs.drift_watch import DriftWatch
 
 ATTEMPTS_PER_TRIAL = 2
 """A launch that the bench broke is tried once more; then its trial is a bench error."""
@@ -51,13 +53,14 @@ class StudyParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOrder:
-    """One launch to carry out; ``levels`` and ``must_hold`` as in LaunchTask."""
+    """One launch to carry out; ``levels``, ``must_hold`` and ``start`` as in LaunchTask."""
 
     suggestion: Suggestion
     purpose: Purpose
     levels: tuple[Level, ...] | None = None
     must_hold: tuple[str, ...] = ()
     final_of: int | None = None
+    start: NodeState | None = None
 
 
 class StudyRun:
@@ -75,6 +78,9 @@ class StudyRun:
         }
         self._lead: dict[str, float] = {}
         self._broken_in_a_row = 0
+        self._drift = DriftWatch(self._study, self._reference_again, parts.sink)
+        if (reference := self._reference()) is not None:
+            self._drift.learn(reference, self._references_again())
 
     @property
     def spent_s(self) -> float:
@@ -86,6 +92,7 @@ class StudyRun:
         self._launch_given(self._first())
         while self._may_launch(then_finals=True) and (suggestion := self._parts.search.ask()) is not None:
             self._try(suggestion, Purpose.SEARCH)
+            self._drift.after_launch(self._reference(), self._references_again())
         self._launch_given(self._references_without_verdict())
         self._finals()
 
@@ -144,6 +151,35 @@ class StudyRun:
             )
         )
 
+    def _reference(self) -> Candidate | None:
+        """The configuration that drift is watched by: the engine's defaults, once measured."""
+        key = self._study.default_config().key
+        return next((c for c in self._candidates() if c.row.config.key == key), None)
+
+    def _references_again(self) -> dict[int, LaunchRecord]:
+        return {
+            number: record for number, record in self._records.items() if record.purpose is Purpose.REFERENCE
+        }
+
+    def _reference_again(self, reference: Candidate) -> LaunchRecord | None:
+        """Launch the reference at its operating points; None where budget or bench did not let it."""
+        if not self._may_launch(then_finals=True):
+            return None
+        suggestion = self._parts.search.begin(reference.row.config)
+        self._launch(self._order_again(suggestion, Purpose.REFERENCE, reference))
+        return self._records.get(suggestion.number)
+
+    def _order_again(self, suggestion: Suggestion, purpose: Purpose, candidate: Candidate) -> LaunchOrder:
+        """A further launch of a candidate, at its own operating points."""
+        points = self._operating_points(candidate)
+        return LaunchOrder(
+            suggestion=suggestion,
+            purpose=purpose,
+            levels=tuple(dict.fromkeys(points.values())),
+            must_hold=tuple(points) if purpose is Purpose.FINAL else (),
+            final_of=candidate.row.number,
+        )
+
     def _launch(self, order: LaunchOrder) -> None:
         started_s = time.monotonic()
         number, config = order.suggestion.number, order.suggestion.config
@@ -186,10 +222,15 @@ class StudyRun:
                 f"{self._broken_in_a_row} launches in a row broke; the last: {broken}"
             ) from broken
 
+    def _start(self) -> NodeState | None:
+        """The node before the study's first launch."""
+        records = sorted(self._records.values(), key=lambda record: record.number)
+        return next((record.before for record in records if record.before), None)
+
     def _attempt(self, order: LaunchOrder) -> LaunchRecord:
         for attempt in range(1, ATTEMPTS_PER_TRIAL + 1):
             try:
-                return self._parts.launch(order)
+                return self._parts.launch(replace(order, start=self._start()))
             except DevicesBusyError:
                 raise
             except BenchError as broken:
@@ -206,6 +247,7 @@ class StudyRun:
         failure = record.failure
         state = TrialState.MEASURED if measured or not failure else STATES[failure.reaction]
         scores = self._scores(record) if state is TrialState.MEASURED else {}
+        factor = self._drift.factor(record.node, record.number)
         closed = replace(
             row,
             state=state,
@@ -215,7 +257,7 @@ class StudyRun:
             log_path=str(logs[0]) if logs else None,
             launch_s=record.launch_s,
             load_s=record.load_s,
-            objectives={name: score.objective for name, score in scores.items()},
+            objectives={name: score.objective * factor for name, score in scores.items()},
         )
         if state is TrialState.MEASURED:
             self._records[row.number] = record
@@ -231,7 +273,8 @@ class StudyRun:
     def _scores(self, record: LaunchRecord) -> dict[str, CurveScore]:
         """A launch's worth to every SLA; what finals measure is an operating point already."""
         study = self._study
-        headroom = 1.0 if record.purpose is Purpose.FINAL else study.measurement.headroom
+        at_operating_points = record.purpose in {Purpose.FINAL, Purpose.REFERENCE}
+        headroom = 1.0 if at_operating_points else study.measurement.headroom
         return {
             sla.name: score_curve(record.curve, sla, study.workload_of(sla), headroom=headroom)
             for sla in study.slas
@@ -244,22 +287,15 @@ class StudyRun:
                 self._parts.sink(Incumbent(sla, row.number, row.config, score))
 
     def _finals(self) -> None:
-        done = {row.final_of for row in self._rows.values() if budget.was_judged(row)}
+        finals = [row for row in self._rows.values() if row.purpose is Purpose.FINAL]
+        done = {row.final_of for row in finals if budget.was_judged(row)}
         for candidate in finalists(self._study, self._candidates()):
             if candidate.row.number in done or not self._covers(
                 budget.finals(tuple(self._rows.values()), self._study, 1)
             ):
                 continue
-            points = self._operating_points(candidate)
-            self._launch(
-                LaunchOrder(
-                    suggestion=self._parts.search.begin(candidate.row.config),
-                    purpose=Purpose.FINAL,
-                    levels=tuple(dict.fromkeys(points.values())),
-                    must_hold=tuple(points),
-                    final_of=candidate.row.number,
-                )
-            )
+            suggestion = self._parts.search.begin(candidate.row.config)
+            self._launch(self._order_again(suggestion, Purpose.FINAL, candidate))
 
     def _operating_points(self, candidate: Candidate) -> dict[str, Level]:
         """The candidate's own operating point for every SLA that it met."""

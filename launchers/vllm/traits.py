@@ -54,4 +54,6 @@ TRAITS = LauncherTraits(
     device_kinds=frozenset({DeviceKind.CPU, DeviceKind.CUDA}),
     parser_probe=PARSER_PROBE,
     counters=COUNTERS,
+    # Answered only where VLLM_SERVER_DEV_MODE=1 is in the study's `env`.
+    reset_path="/reset_prefix_cache",
 )

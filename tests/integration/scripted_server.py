@@ -48,6 +48,7 @@ class Call:
 
     number: int
     connection: int
+    path: str
     body: dict[str, object]
     writer: asyncio.StreamWriter
 
@@ -81,7 +82,8 @@ class Server:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
                 body = json.loads(await reader.readexactly(length))
-                call = Call(len(self.calls), connection, body, writer)
+                path = head.split(b" ", 2)[1].decode()
+                call = Call(len(self.calls), connection, path, body, writer)
                 self.calls.append(call)
                 self.received_s.append(time.monotonic())
                 self.busy += 1

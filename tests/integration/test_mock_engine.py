@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,14 +57,20 @@ def listens(port: int) -> bool:
         return False
 
 
-def request(port: int, method: str, path: str, body: Any = None) -> tuple[int, str]:
+def request(
+    port: int, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
+) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE_S)
     try:
-        connection.request(method, path, json.dumps(body) if body is not None else None)
+        connection.request(method, path, json.dumps(body) if body is not None else None, headers or {})
         response = connection.getresponse()
         return response.status, response.read().decode()
     finally:
         connection.close()
+
+
+def logged(truth: Path) -> list[Any]:
+    return [json.loads(line) for line in truth.read_text().splitlines()]
 
 
 def stream(port: int, tokens: int = 5, **more: Any) -> list[Any]:
@@ -112,7 +118,7 @@ def test_requests_beyond_its_places_wait(tmp_path: Path) -> None:
     truth = tmp_path / "truth.jsonl"
     with mock("--max-num-seqs", "2", MOCK_LOG=str(truth)) as (port, _), ThreadPoolExecutor(6) as pool:
         list(pool.map(lambda _: stream(port, 10), range(6)))
-    rows = [json.loads(line) for line in truth.read_text().splitlines()]
+    rows = logged(truth)
     assert len(rows) == 6
     for row in rows:
         assert row["token_s"] == sorted(row["token_s"])
@@ -129,6 +135,44 @@ def test_truth_follows_the_timing_asked_for(tmp_path: Path) -> None:
     # Lower bounds only: a busy machine makes things late, never early.
     assert row["token_s"][0] - row["received_s"] >= 0.080
     assert row["token_s"][-1] - row["token_s"][0] >= 0.060
+
+
+def test_the_first_token_can_vary_too(tmp_path: Path) -> None:
+    truth = tmp_path / "truth.jsonl"
+    with mock(MOCK_LOG=str(truth), MOCK_TTFT_MS="40", MOCK_TTFT_JITTER="0.5") as (port, _):
+        for _ in range(8):
+            stream(port, 1)
+    waits_s = [row["token_s"][0] - row["received_s"] for row in logged(truth)]
+    # Without jitter none comes before its time.
+    assert min(waits_s) < 0.040
+
+
+def test_the_log_names_requests_by_their_id_and_by_their_prompt(tmp_path: Path) -> None:
+    truth = tmp_path / "truth.jsonl"
+    with mock(MOCK_LOG=str(truth)) as (port, _):
+        anonymous = [stream(port)[0]["id"] for _ in range(2)]
+        body = {"prompt": "hello", "max_tokens": 1}
+        _, answer = request(port, "POST", "/v1/completions", body, {"X-Request-Id": "mine"})
+    rows = logged(truth)
+    assert json.loads(answer)["id"] == "cmpl-mine"
+    assert [row["id"] for row in rows] == [*anonymous, "cmpl-mine"]
+    assert len(set(anonymous)) == 2
+    assert rows[0]["prompt"] == rows[1]["prompt"] != rows[2]["prompt"]
+
+
+def test_flood_streams_one_token_per_event_in_turns(tmp_path: Path) -> None:
+    truth = tmp_path / "truth.jsonl"
+    with mock(MOCK_LOG=str(truth), MOCK_FLOOD="4") as (port, _), ThreadPoolExecutor(4) as pool:
+        options = {"stream_options": {"include_usage": True}}
+        answers = list(pool.map(lambda _: stream(port, 100, **options), range(4)))
+    for *chunks, last in answers:
+        assert [chunk["choices"][0]["text"] for chunk in chunks] == [f" t{n}" for n in range(1, 101)]
+        assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None] * 99 + ["length"]
+        assert last["usage"] == {"prompt_tokens": 3, "total_tokens": 103, "completion_tokens": 100}
+    for row in logged(truth):
+        first_s, last_s = row["token_s"]
+        assert row["received_s"] <= first_s < last_s
+        assert row["output_tokens"] == 100
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import heapq
 import itertools
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ import numpy as np
 from synthetic_measurements import HEALTHY, NOTHING, measurement, request, steady_power
 
 from autotune.domain.config import EngineConfig
+from autotune.domain.counters import CounterTrace
 from autotune.domain.errors import DevicesBusyError, InputError, InputProblem
 from autotune.domain.events import Event
 from autotune.domain.hardware import Device, DeviceKind, Hardware
@@ -29,13 +30,19 @@ from autotune.domain.launch import (
     Phase,
     ProcessSpec,
 )
-from autotune.domain.measurement import ClientHealth, LoadCurve, LoadResult, RequestRecord
+from autotune.domain.load_plan import LoadPlan
+from autotune.domain.measurement import ClientHealth, LoadCurve, LoadResult, RequestRecord, RequestTable
+from autotune.domain.node import CoolDown, NodeState
+from autotune.domain.planning import plan_load
 from autotune.domain.ports import Cancelled, LauncherTraits, Outcome, Suggestion
 from autotune.domain.power import DevicePower, PowerBasis, PowerTrace, Window
+from autotune.domain.progress import EndedRequests, Progress, Steer, Steering, to_the_end
+from autotune.domain.prompts import RandomTokens
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
 from autotune.domain.space import SearchSpace
 from autotune.domain.study import StudySpec
-from autotune.domain.workload import Level, LoadPlan
+from autotune.domain.workload import Level
+from autotune.runs.levels import Planner
 
 T = TypeVar("T")
 WINDOW = Window(0.0, 30.0)
@@ -69,6 +76,21 @@ def study_spec(**changes: object) -> StudySpec:
     return StudySpec.model_validate(parts | changes)
 
 
+def planner(study: StudySpec) -> Planner:
+    """Plans of a study's workloads with random tokens."""
+
+    def plan(level: Level, duration_s: float, seed: int) -> LoadPlan:
+        return plan_load(
+            study.workload(level.workload),
+            level,
+            duration_s=duration_s,
+            seed=seed,
+            prompts=RandomTokens(vocab_size=5000, seed=seed),
+        )
+
+    return plan
+
+
 @lru_cache
 def curve(
     rates_rps: Sequence[float] = (4.0, 5.0), *, capacity_rps: float = 5.0, watts: float = 100.0
@@ -85,6 +107,24 @@ def curve(
             power=steady_power(WINDOW, watts=watts),
         )
         for rate in rates_rps
+    )
+
+
+def launch_record(row: TrialRow, measured: LoadCurve, *, node: str = "n1") -> LaunchRecord:
+    """What the launch of a trial left behind."""
+    return LaunchRecord(
+        study=row.study,
+        number=row.number,
+        purpose=row.purpose,
+        config=row.config,
+        model="some/model",
+        command=row.command,
+        curve=measured,
+        versions={},
+        launch_s=1.0,
+        load_s=2.0,
+        device="a device",
+        before=replace(NODE, node=node, idle_power_w=20.0),
     )
 
 
@@ -180,26 +220,44 @@ class FakeInventory:
 
 
 class FakeEngine:
-    """An engine that is up; what its evidence says is given."""
+    """An engine that is up; what its evidence says is given, and so are its counters."""
 
     endpoint = Endpoint("http://127.0.0.1:1", "some/model")
+
+    def __init__(self, counted: CounterTrace | None = None) -> None:
+        self._counted = counted or CounterTrace()
 
     def alive(self) -> bool:
         return True
 
     def counters(self) -> Mapping[str, float]:
-        return {"preemptions": 2.0}
+        return {"requests_running": 0.0, "requests_waiting": 0.0}
+
+    @contextmanager
+    def counting(self) -> Iterator[FakeCounters]:
+        yield FakeCounters(self._counted)
+
+    def reset_caches(self) -> bool:
+        return False
 
     def evidence(self, stream_error: str = "", *, loading: bool) -> Evidence:
         phase = Phase.LOADING if loading else Phase.FIRST_REQUEST
         return Evidence(phase=phase, exit_code=1, log="the log", stream_error=stream_error)
 
 
+@dataclass(frozen=True)
+class FakeCounters:
+    counted: CounterTrace
+
+    def trace(self) -> CounterTrace:
+        return self.counted
+
+
 class FakeHost:
     """Brings FakeEngine up, or raises ``error`` instead."""
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self._error = error
+    def __init__(self, error: Exception | None = None, *, counted: CounterTrace | None = None) -> None:
+        self._error, self._counted = error, counted
         self.running = 0
         self.launches: list[LaunchSpec] = []
 
@@ -212,7 +270,7 @@ class FakeHost:
             raise self._error
         self.running += 1
         try:
-            yield FakeEngine()
+            yield FakeEngine(self._counted)
         finally:
             self.running -= 1
 
@@ -237,18 +295,52 @@ class FakeDriver:
         self.plans: list[LoadPlan] = []
 
     def drive(
-        self, endpoint: Endpoint, plan: LoadPlan, *, alive: Callable[[], bool], cancelled: Cancelled
+        self,
+        endpoint: Endpoint,
+        plan: LoadPlan,
+        *,
+        alive: Callable[[], bool],
+        cancelled: Cancelled,
+        steer: Steering = to_the_end,
     ) -> LoadResult:
         drive = len(self.plans)
         self.plans.append(plan)
         if drive == 0 and self._first_error:
-            return LoadResult((RequestRecord(due_s=0.0, error=self._first_error),), 0.0, HEALTHY)
+            failed = RequestTable.of([RequestRecord(due_s=0.0, error=self._first_error)])
+            return LoadResult(requests=failed, started_s=0.0, health=HEALTHY)
         if drive == self._dies_at:
-            return LoadResult((), 0.0, HEALTHY, engine_died=True)
+            return LoadResult(requests=RequestTable.of([]), started_s=0.0, health=HEALTHY, engine_died=True)
         lag_s = self._lag_s[drive] if drive < len(self._lag_s) else 0.0
         ttft_s = 3.05 if drive in self._slow_drives else 0.05
         records = tuple(_closed_loop(plan) if plan.concurrency else _open_loop(plan, ttft_s))
-        return LoadResult(records, 0.0, ClientHealth(lag_p99_s=lag_s, cpu_share=0.1))
+        requests = _steered(RequestTable.of(records), plan, steer)
+        health = ClientHealth(lag_p99_s=lag_s, cpu_share=0.1)
+        return LoadResult(requests=requests, started_s=0.0, health=health)
+
+
+def _steered(requests: RequestTable, plan: LoadPlan, steer: Steering) -> RequestTable:
+    """Show every second's progress, and leave out what was not due when sending was to end."""
+    for at_s in np.arange(1.0, plan.duration_s, 1.0).tolist():
+        due, ended = requests.due_s < at_s, requests.finished_s < at_s
+        rows = np.flatnonzero(ended)
+        progress = Progress(
+            started_s=0.0,
+            at_s=at_s,
+            due_s=requests.due_s[due],
+            ended=EndedRequests(
+                due_s=requests.due_s[rows],
+                first_token_s=requests.first_token_s[rows],
+                last_token_s=requests.last_token_s[rows],
+                finished_s=requests.finished_s[rows],
+                tpot_s=requests.tpot_s[rows],
+                stall_s=requests.stall_s[rows],
+                output_tokens=requests.output_tokens[rows],
+                ok=requests.ok[rows],
+            ),
+        )
+        if steer(progress) is not Steer.GO_ON:
+            return requests.take(np.flatnonzero(due))
+    return requests
 
 
 def _open_loop(plan: LoadPlan, ttft_s: float) -> Iterator[RequestRecord]:
@@ -280,13 +372,42 @@ class FakeRecording:
     devices: Sequence[Device]
 
     def trace(self) -> PowerTrace:
-        time_s = np.arange(-1.0, 100.0, 0.05)
+        time_s = np.arange(-1.0, 400.0, 0.05)
         power_w = np.full(len(time_s), 100.0)
         traces = tuple(
             DevicePower(uid=d.uid, time_s=time_s, power_w=power_w, counter_time_s=NOTHING, counter_j=NOTHING)
             for d in self.devices
         )
         return PowerTrace(basis=PowerBasis.GPU, source="fake", period_s=0.05, devices=traces)
+
+
+NODE = NodeState(
+    node="n1",
+    boot_id="b",
+    kernel="6.1",
+    cores=4,
+    load_1min=0.1,
+    busy_share=0.0,
+    steal_share=0.0,
+    memory_available_bytes=1 << 30,
+)
+
+
+class FakePreflight:
+    """A sound node, unless states are given to tell one after another; the last stays."""
+
+    def __init__(self, *states: NodeState, warm: tuple[str, ...] = ()) -> None:
+        self._states, self._warm = list(states) or [NODE], warm
+        self.waited_for: list[NodeState] = []
+
+    def check(self, devices: Sequence[Device]) -> NodeState:
+        return self._states.pop(0) if len(self._states) > 1 else self._states[0]
+
+    def cool_down(
+        self, devices: Sequence[Device], start: NodeState, wait: CoolDown, cancelled: Cancelled
+    ) -> tuple[str, ...]:
+        self.waited_for.append(start)
+        return self._warm
 
 
 TRAITS = LauncherTraits(

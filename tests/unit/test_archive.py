@@ -17,10 +17,20 @@ from synthetic_measurements import HEALTHY, request, steady_power
 
 from autotune.adapters.archive import ArtifactArchive
 from autotune.domain.config import EngineConfig
+from autotune.domain.counters import CounterTrace
 from autotune.domain.errors import InputError
 from autotune.domain.launch import Failure, FailureClass, Phase
-from autotune.domain.measurement import ClientHealth, Measurement, RequestRecord, RequestTable
-from autotune.domain.power import DevicePower, PowerBasis, PowerTrace, Window
+from autotune.domain.measurement import ClientHealth, Measurement, RequestRecord, RequestTable, WindowEnd
+from autotune.domain.node import DeviceHealth, NodeState, XidCount
+from autotune.domain.power import (
+    Conditions,
+    DevicePower,
+    PowerBasis,
+    PowerScope,
+    PowerTrace,
+    Slowdown,
+    Window,
+)
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.scoring import score_curve
 from autotune.domain.workload import Level
@@ -63,19 +73,65 @@ def power(*, counters: bool) -> PowerTrace:
     )
 
 
-def level(
-    chosen: Level, requests: list[RequestRecord], *, trace: PowerTrace | None = None, **counters: float
-) -> Measurement:
+def level(chosen: Level, requests: list[RequestRecord], *, trace: PowerTrace | None = None) -> Measurement:
     return Measurement(
         level=chosen,
         window=WINDOW,
         requests=RequestTable.of(requests),
         power=trace or power(counters=True),
-        health=ClientHealth(lag_p99_s=0.001, cpu_share=0.25),
-        counters=counters,
+        health=ClientHealth(lag_p99_s=0.001, cpu_share=0.25, loop_lag_p99_s=0.002, processes=2),
+        beside=(host_power(),),
+        counters=CounterTrace(
+            time_s=np.array([100.0, 101.0]),
+            values={"preemptions": np.array([0.0, 2.0]), "hits": np.array([np.nan, 0.1])},
+        ),
+        ended=WindowEnd.OVERSATURATED,
+        steady=False,
+        prefix_share=0.25,
     )
 
 
+def host_power() -> PowerTrace:
+    """A package beside the GPUs, under conditions of its own and disturbed."""
+    time_s = np.linspace(99.0, 104.0, 6)
+    package = DevicePower(
+        uid="gpu-0",  # uids of one meter say nothing of another's
+        time_s=time_s,
+        power_w=np.full(6, 55.0),
+        counter_time_s=time_s,
+        counter_j=55.0 * time_s,
+        conditions=Conditions(
+            time_s=time_s[:2],
+            temperature_c=np.array([40.0, np.nan]),
+            clock_mhz=np.array([1980.0, 1755.0]),
+            power_limit_w=np.array([700.0, 700.0]),
+            slowdown=np.array([Slowdown.NONE, Slowdown.THERMAL | Slowdown.POWER_CAP]),
+        ),
+        foreign=("python (pid 7)",),
+    )
+    return PowerTrace(
+        basis=PowerBasis.HOST,
+        source="a package",
+        period_s=1.0,
+        devices=(package,),
+        scope=PowerScope.PACKAGE,
+        reserved=("gpu-0", "gpu-9"),
+    )
+
+
+NODE = NodeState(
+    node="n1",
+    boot_id="b",
+    kernel="6.1",
+    cores=2,
+    load_1min=0.5,
+    busy_share=0.1,
+    steal_share=0.0,
+    memory_available_bytes=1 << 30,
+    devices=(DeviceHealth(uid="gpu-0", temperature_c=41.0, mig=False),),
+    xids=(XidCount("0000:3b:00", 79, 1, 12.5),),
+    idle_power_w=70.5,
+)
 FULL = LaunchRecord(
     study="small",
     number=0,
@@ -84,7 +140,7 @@ FULL = LaunchRecord(
     model="some/model",
     command="serve 'some/model'",
     curve=(
-        level(Level("chat", concurrency=4), REQUESTS, preemptions=2.0, hits=0.1),
+        level(Level("chat", concurrency=4), REQUESTS),
         level(Level("chat", rate_rps=1.7), REQUESTS[::-1], trace=power(counters=False)),
     ),
     versions={"fake": "1", "driver": "570"},
@@ -93,6 +149,9 @@ FULL = LaunchRecord(
     failure=Failure(
         failure_class=FailureClass.DIED_UNDER_LOAD, phase=Phase.LOADING, line="the line", exit_code=-9
     ),
+    device="NVIDIA H200",
+    before=NODE,
+    after=replace(NODE, xids=None, devices=()),
 )
 
 
@@ -123,6 +182,9 @@ def assert_same(loaded: Any, saved: Any) -> None:
     if isinstance(saved, np.ndarray):
         assert loaded.dtype == saved.dtype
         assert_array_equal(loaded, saved)
+    elif isinstance(saved, dict):
+        assert list(loaded) == list(saved)
+        assert_same(tuple(loaded.values()), tuple(saved.values()))
     elif isinstance(saved, tuple):
         assert len(loaded) == len(saved)
         for one, other in zip(loaded, saved, strict=True):
@@ -143,7 +205,7 @@ def test_a_record_is_read_as_it_was_saved(shelf: Shelf) -> None:
     "record",
     [
         replace(FULL, curve=()),
-        replace(FULL, curve=(), failure=None),
+        replace(FULL, curve=(), failure=None, before=None, after=None),
         replace(FULL, failure=replace(FULL.failure, exit_code=None)) if FULL.failure else FULL,
         replace(FULL, curve=(level(Level("chat", rate_rps=1.0), []),)),
         replace(FULL, curve=(level(Level("chat", rate_rps=1.0), [NEVER_SENT]),)),

@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import curve, study_spec
+from fakes import curve, launch_record, study_spec
 
+from autotune.domain.accelerators import AcceleratorTable
 from autotune.domain.config import EngineConfig
 from autotune.domain.document import recommendation_document, studies_document, trials_document
 from autotune.domain.power import PowerBasis
-from autotune.domain.recommendation import Candidate, recommend
+from autotune.domain.recommendation import Candidate, ledger_for, recommend
 from autotune.domain.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
 from autotune.domain.study import StudySpec
 
@@ -27,6 +28,7 @@ FIGURES = {
 }
 """The figures that the contract with pipelines names."""
 STUDY = study_spec()
+TABLE = AcceleratorTable(accelerators=())
 
 
 def candidate(number: int, purpose: Purpose = Purpose.SEARCH, *, watts: float = 100.0) -> Candidate:
@@ -38,13 +40,17 @@ def candidate(number: int, purpose: Purpose = Purpose.SEARCH, *, watts: float = 
         state=TrialState.MEASURED,
         config=STUDY.default_config() if purpose is Purpose.DEFAULTS else own,
     )
-    final = curve((4.0,), watts=watts)
-    return Candidate(row=row, curve=curve(watts=watts), command=f"serve {number}", final_curve=final)
+    return Candidate(
+        row=replace(row, command=f"serve {number}"),
+        launch=launch_record(row, curve(watts=watts)),
+        final=launch_record(row, curve((4.0,), watts=watts)),
+    )
 
 
 def slas(candidates: list[Candidate], study: StudySpec = STUDY) -> list[dict[str, Any]]:
     """The document's SLAs, as a pipeline reads them back."""
-    document = recommendation_document(study.name, [recommend(study, sla, candidates) for sla in study.slas])
+    found = [recommend(study, sla, candidates) for sla in study.slas]
+    document = recommendation_document(study.name, found, lambda s: ledger_for(s, study, TABLE))
     read = json.loads(json.dumps(document, allow_nan=False))
     assert set(read) == {"study", "slas"}
     assert read["study"] == study.name
@@ -82,8 +88,8 @@ def test_the_defaults_stand_beside_it_with_the_same_figures() -> None:
 
 
 def nothing_met() -> list[Candidate]:
-    slow = [replace(c, curve=curve(capacity_rps=1.0), final_curve=()) for c in ALL]
-    return [replace(c, curve=c.curve[:0]) for c in slow]
+    slow = [replace(c, launch=replace(c.launch, curve=curve(capacity_rps=1.0)), final=None) for c in ALL]
+    return [replace(c, launch=replace(c.launch, curve=())) for c in slow]
 
 
 def test_a_withheld_answer_is_null_with_a_reason() -> None:
@@ -124,9 +130,9 @@ def test_energy_that_was_not_measured_is_null_and_not_zero() -> None:
     def gapped(of: Candidate) -> Candidate:
         broken = tuple(
             replace(m, power=replace(m.power, basis=PowerBasis.ESTIMATED, period_s=1e-6))
-            for m in of.final_curve
+            for m in (of.final or of.launch).curve
         )
-        return replace(of, final_curve=broken)
+        return replace(of, final=replace(of.final or of.launch, curve=broken))
 
     fast, _ = slas([gapped(c) for c in ALL])
     assert (fast["mean_power_w"], fast["tokens_per_joule"], fast["tokens_per_joule_interval"]) == (

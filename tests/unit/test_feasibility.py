@@ -13,7 +13,9 @@ from autotune.domain.model import ModelShape
 from autotune.domain.study import Requirements
 
 DENSE = ModelShape(attention_heads=12, kv_heads=4, layers=4, vocab_size=1000, experts=0, most_positions=4096)
-SETTING = Setting(hardware=hardware(8), model=DENSE, requirements=Requirements(), longest_request_tokens=512)
+SETTING = Setting(
+    hardware=hardware(8), model=DENSE, requirements=Requirements(), longest_request_tokens=512, real_text=True
+)
 
 
 def why(setting: Setting = SETTING, /, **words: object) -> str | None:
@@ -123,3 +125,12 @@ def test_required_lora_is_not_given_up(lora: bool | None) -> None:
 def test_required_tools_are_not_given_up(parser: str | None) -> None:
     assert why(requiring(tools="hermes"), tool_parser="hermes") is None
     assert why(requiring(tools="hermes"), tool_parser=parser) == "tools through 'hermes' are required"
+
+
+def test_speculation_is_refused_on_random_tokens() -> None:
+    setting = replace(SETTING, real_text=False)
+    reason = why(setting, speculation="ngram")
+    assert reason is not None
+    assert "prompts: {text: FOLDER}" in reason
+    assert why(setting, speculation="none") is None
+    assert why(SETTING, speculation="ngram") is None

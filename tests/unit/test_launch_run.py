@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes import (
     ENVIRONMENT,
+    NODE,
     Events,
     FakeDriver,
     FakeHost,
     FakeInventory,
     FakeLauncher,
     FakeMeter,
+    FakePreflight,
     never,
+    planner,
     study_spec,
 )
 
 from autotune.domain.config import EngineConfig
+from autotune.domain.counters import CounterTrace
 from autotune.domain.errors import BenchError, DevicesBusyError, StudyCancelledError
-from autotune.domain.events import LevelMeasured, LevelStarted, PhaseChanged
+from autotune.domain.events import LevelMeasured, LevelStarted, Notice, PhaseChanged
 from autotune.domain.launch import EngineDiedError, Evidence, FailureClass, Phase
-from autotune.domain.model import ModelShape
+from autotune.domain.measurement import WindowEnd
+from autotune.domain.node import DeviceHealth, NodeState
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec
 from autotune.domain.workload import Level
@@ -34,7 +41,7 @@ QUICK = {
     "window": "2s",
     "longest_window": "4s",
     "final_window": "6s",
-    "requests": 40,
+    "longest_warmup": "2s",
     "most_levels": 3,
     "saturating_concurrency": 2,
 }
@@ -53,11 +60,13 @@ class Parts:
         failure_class: FailureClass = FailureClass.UNRECOGNISED,
         error: Exception | None = None,
         busy: bool = False,
-        model: ModelShape | None = None,
+        counted: CounterTrace | None = None,
+        preflight: FakePreflight | None = None,
     ) -> None:
-        self.driver, self.host = driver or FakeDriver(), FakeHost(error)
+        self.preflight = preflight or FakePreflight()
+        self.driver, self.host = driver or FakeDriver(), FakeHost(error, counted=counted)
         self.inventory, self.launcher = FakeInventory(busy=busy), FakeLauncher(failure_class)
-        self.events, self.model = Events(), model
+        self.events = Events()
 
     def run(
         self,
@@ -66,15 +75,18 @@ class Parts:
         levels: tuple[Level, ...] | None = None,
         must_hold: tuple[str, ...] = (),
         study: StudySpec | None = None,
+        start: NodeState | None = None,
     ) -> LaunchRecord:
+        study = study or study_spec(measurement=QUICK)
         task = LaunchTask(
-            study=study or study_spec(measurement=QUICK),
+            study=study,
             number=7,
             purpose=Purpose.FINAL if levels else Purpose.SEARCH,
             config=EngineConfig(engine="fake", tensor_parallel=2),
             workdir=tmp_path,
             levels=levels,
             must_hold=must_hold,
+            start=start,
         )
         bench = Bench(
             launcher=self.launcher,
@@ -84,7 +96,9 @@ class Parts:
             host=self.host,
             driver=self.driver,
             meter=FakeMeter(),
-            model=self.model,
+            beside=(),
+            preflight=self.preflight,
+            plan=planner(study),
             versions={"fake": "1"},
         )
         try:
@@ -104,10 +118,15 @@ def test_a_sound_launch_is_measured_closed_loop_first_then_at_offered_rates(tmp_
     assert record.curve[0].level == Level("chat", concurrency=2)
     assert len(record.curve) == 4
     assert all(m.level.rate_rps for m in record.curve[1:])
-    assert parts.phases == [Phase.STARTING, Phase.FIRST_REQUEST, Phase.LOADING, Phase.STOPPING]
+    assert parts.phases == [
+        Phase.PREFLIGHT,
+        Phase.STARTING,
+        Phase.FIRST_REQUEST,
+        Phase.LOADING,
+        Phase.STOPPING,
+    ]
     assert record.command == "serve some/model --port 8000"
     assert (record.study, record.number, record.versions) == ("small", 7, {"fake": "1"})
-    assert record.curve[0].counters == {"preemptions": 2.0}
 
 
 def test_every_device_of_the_configuration_is_leased_and_metered(tmp_path: Path) -> None:
@@ -125,15 +144,84 @@ def test_levels_are_announced_and_told(tmp_path: Path) -> None:
     assert [event.level for event in parts.events.of(LevelMeasured)] == levels
 
 
-def test_the_window_starts_after_the_warmup_and_is_as_long_as_the_requests_want(tmp_path: Path) -> None:
-    levels = (Level("chat", rate_rps=16.0),)
-    study = study_spec(measurement=QUICK)
+def test_a_window_opens_after_the_warmup_and_ends_with_the_levels_budget(tmp_path: Path) -> None:
+    study = study_spec(measurement=QUICK | {"precision": 0.001, "final_precision": 0.001})
     searched = Parts().run(tmp_path, study=study).curve[1]
-    assert searched.window.start_s == pytest.approx(1.0)
-    rate = searched.level.rate_rps or 0.0
-    assert searched.window.length_s == pytest.approx(min(max(40 / rate, 2.0), 4.0))
-    (final,) = Parts().run(tmp_path, study=study, levels=levels).curve
-    assert (final.window.start_s, final.window.length_s) == pytest.approx((1.0, 6.0))
+    assert searched.window.start_s >= 1.0
+    assert (searched.window.length_s, searched.ended) == (4.0, WindowEnd.BUDGET)
+    (final,) = Parts().run(tmp_path, study=study, levels=(Level("chat", rate_rps=16.0),)).curve
+    assert (final.window.length_s, final.ended) == (6.0, WindowEnd.BUDGET)
+
+
+def test_a_window_ends_when_it_is_precise_enough(tmp_path: Path) -> None:
+    study = study_spec(measurement=QUICK | {"final_window": "5m", "final_precision": 0.3})
+    (final,) = Parts().run(tmp_path, study=study, levels=(Level("chat", rate_rps=50.0),)).curve
+    assert final.ended is WindowEnd.PRECISE
+    assert 2.0 <= final.window.length_s < 60.0
+
+
+def counted(hits: float, queries: float = 100.0) -> CounterTrace:
+    """Counters that rise by so much a second."""
+    time_s = np.arange(-10.0, 400.0)
+    return CounterTrace(
+        time_s=time_s,
+        values={"prefix_cache_queries_total": queries * time_s, "prefix_cache_hits_total": hits * time_s},
+    )
+
+
+def test_counters_are_kept_with_the_level(tmp_path: Path) -> None:
+    record = Parts(counted=counted(0.0)).run(tmp_path)
+    assert record.curve[0].counters.prefix_hit_rate(record.curve[0].window) == 0.0
+
+
+def test_a_cache_that_serves_what_no_prompt_shares_invalidates_the_run(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"served 40.0% of the prompt tokens .* promises 0.0%"):
+        Parts(counted=counted(40.0)).run(tmp_path)
+
+
+@pytest.mark.parametrize(("hits", "is_kept"), [(20.0, False), (45.0, True), (70.0, False)])
+def test_a_declared_hit_rate_is_kept_on_both_sides(tmp_path: Path, hits: float, is_kept: bool) -> None:
+    workload = {"name": "chat", "input_tokens": 8, "output_tokens": 5, "prefix_hits": {"expected": 0.5}}
+    study = study_spec(measurement=QUICK, workloads=[workload])
+    parts = Parts(counted=counted(hits))
+    if is_kept:
+        assert parts.run(tmp_path, study=study).curve
+    else:
+        with pytest.raises(BenchError, match="promises 50"):
+            parts.run(tmp_path, study=study)
+
+
+def test_the_node_is_looked_over_before_and_after_and_what_it_draws_at_rest(tmp_path: Path) -> None:
+    record = Parts(preflight=FakePreflight(NODE, replace(NODE, load_1min=3.0))).run(tmp_path)
+    assert record.before == replace(NODE, idle_power_w=200.0)
+    assert record.after == replace(NODE, load_1min=3.0)
+    assert (record.node, record.device) == ("n1", "a device")
+
+
+FAULTY = replace(NODE, devices=(DeviceHealth(uid="gpu-0", ecc_uncorrected=2),))
+
+
+def test_nothing_is_launched_on_a_node_at_fault(tmp_path: Path) -> None:
+    parts = Parts(preflight=FakePreflight(FAULTY))
+    with pytest.raises(BenchError, match="the node is at fault: ecc-uncorrected:gpu-0"):
+        parts.run(tmp_path)
+    assert parts.host.launches == []
+
+
+@pytest.mark.parametrize("error", [None, DEAD_AT_START])
+def test_a_fault_that_came_with_the_launch_is_the_nodes(tmp_path: Path, error: Exception | None) -> None:
+    sound = replace(NODE, devices=(DeviceHealth(uid="gpu-0", ecc_uncorrected=0),))
+    with pytest.raises(BenchError, match="the node failed during the launch: ecc-uncorrected:gpu-0: 2 new"):
+        Parts(preflight=FakePreflight(sound, FAULTY), error=error).run(tmp_path)
+
+
+def test_devices_cool_down_to_where_the_study_began(tmp_path: Path) -> None:
+    parts = Parts(preflight=FakePreflight(warm=("gpu-0 is at 61 °C",)))
+    parts.run(tmp_path)
+    assert parts.preflight.waited_for == []
+    parts.run(tmp_path, start=NODE)
+    assert parts.preflight.waited_for == [NODE]
+    assert [n.text for n in parts.events.of(Notice)] == ["trial 7: gpu-0 is at 61 °C"]
 
 
 def test_finals_measure_exactly_the_given_levels(tmp_path: Path) -> None:
@@ -178,15 +266,10 @@ def test_finals_of_two_workloads_drive_each_level_with_its_own(tmp_path: Path) -
 def test_no_prompt_is_sent_twice_to_an_engine(tmp_path: Path) -> None:
     parts = Parts(driver=FakeDriver(lag_s=[0.0, 1.0]))
     parts.run(tmp_path)
-    prompts = [r.prompt for plan in parts.driver.plans for r in plan.requests]
+    prompts = [
+        tuple(plan.prompts.token_ids(r.prompt)) for plan in parts.driver.plans for r in plan.requests[:20]
+    ]
     assert len(set(prompts)) == len(prompts)
-
-
-def test_prompts_stay_within_the_models_vocabulary(tmp_path: Path) -> None:
-    shape = ModelShape(attention_heads=2, kv_heads=2, layers=2, vocab_size=300, experts=0, most_positions=100)
-    parts = Parts(model=shape)
-    parts.run(tmp_path)
-    assert max(max(r.prompt) for plan in parts.driver.plans for r in plan.requests) < 300
 
 
 def test_the_studys_deadline_holds_for_every_request(tmp_path: Path) -> None:

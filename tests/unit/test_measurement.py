@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_measurements import measurement, request
 
-from autotune.domain.measurement import CLIENT_LAG_LIMIT_S, ClientHealth, RequestRecord, RequestTable
+from autotune.domain.measurement import (
+    CLIENT_CPU_LIMIT,
+    CLIENT_LAG_LIMIT_S,
+    ClientHealth,
+    RequestRecord,
+    RequestTable,
+)
 from autotune.domain.power import Window
 from autotune.domain.workload import Level
 
@@ -37,10 +44,10 @@ def test_latencies_count_from_due_and_not_from_sent() -> None:
 
 
 def test_tpot_leaves_out_the_tokens_of_the_first_chunk() -> None:
-    """Two chunks of two tokens each, 1 s apart: two tokens came in that second."""
-    table = RequestTable.of([RequestRecord(due_s=0.0, chunk_s=(1.0, 2.0), output_tokens=4)])
+    """A prefill's one token, and four more in two chunks over the next two seconds."""
+    table = RequestTable.of([RequestRecord(due_s=0.0, chunk_s=(1.0, 2.0, 3.0), output_tokens=5)])
     assert table.tpot_s == pytest.approx([0.5])
-    assert table.chunk_tokens == pytest.approx([2.0, 2.0])
+    assert table.chunk_tokens == pytest.approx([1.0, 2.0, 2.0])
 
 
 def test_one_chunk_has_no_tpot_and_no_stall_and_none_has_no_latency() -> None:
@@ -132,6 +139,45 @@ def test_a_closed_loop_level_is_never_oversaturated() -> None:
     assert not measurement(records, level=Level("w", concurrency=4), window=WINDOW).oversaturated
 
 
-def test_a_late_client_was_the_limit() -> None:
-    assert ClientHealth(CLIENT_LAG_LIMIT_S * 1.01, 0.1).was_limit
-    assert not ClientHealth(CLIENT_LAG_LIMIT_S * 0.99, 0.99).was_limit
+@pytest.mark.parametrize("late", ["lag_p99_s", "loop_lag_p99_s"])
+def test_a_late_client_was_the_limit(late: str) -> None:
+    def health(lag_s: float) -> ClientHealth:
+        return replace(ClientHealth(lag_p99_s=0.0, cpu_share=0.1), **{late: lag_s})
+
+    assert health(CLIENT_LAG_LIMIT_S * 1.01).was_limit
+    assert not health(CLIENT_LAG_LIMIT_S * 0.99).was_limit
+
+
+def test_a_client_that_used_up_its_core_was_the_limit() -> None:
+    assert ClientHealth(lag_p99_s=0.0, cpu_share=CLIENT_CPU_LIMIT + 0.01).was_limit
+    assert not ClientHealth(lag_p99_s=0.0, cpu_share=CLIENT_CPU_LIMIT - 0.01).was_limit
+
+
+RECORDS = st.lists(
+    st.builds(
+        RequestRecord,
+        due_s=st.floats(0, 100),
+        chunk_s=st.lists(st.floats(0, 100), max_size=4).map(tuple),
+        output_tokens=st.integers(0, 9),
+        error=st.sampled_from(["", "timeout"]),
+    ),
+    max_size=12,
+)
+
+
+@given(RECORDS, st.integers(1, 4))
+def test_tables_split_and_put_together_are_the_whole_in_due_order(
+    records: list[RequestRecord], parts: int
+) -> None:
+    whole = RequestTable.of(sorted(records, key=lambda r: r.due_s))
+    joined = RequestTable.concat(
+        [whole.take(np.arange(part, len(records), parts, dtype=np.int64)) for part in range(parts)]
+    )
+    order = np.argsort(joined.due_s, kind="stable")
+    assert (np.diff(joined.due_s) >= 0).all()
+    key = lambda t, i: (t.due_s[i], t.chunks[i], t.output_tokens[i], t.error[i])  # noqa: E731
+    assert sorted(key(joined, i) for i in order) == sorted(key(whole, i) for i in range(len(whole)))
+    assert joined.chunk_s.sum() == pytest.approx(whole.chunk_s.sum())
+    owned = [joined.chunk_s[joined.chunk_owner == i].tolist() for i in range(len(joined))]
+    expected = [list(r.chunk_s) for r in records]
+    assert sorted(owned) == sorted(expected)

@@ -94,3 +94,15 @@ def test_a_broken_config_is_named_with_a_remedy(
         ModelFiles({}).shape(str(directory))
     assert raised.value.problems[0].where == str(directory / "config.json")
     assert raised.value.problems[0].remedy
+
+
+def test_a_models_tokenizer_is_found_in_its_folder_and_in_the_cache(tmp_path: Path) -> None:
+    folder = _put(tmp_path / "model", 4)
+    assert ModelFiles({}).tokenizer(str(folder)) is None
+    (folder / "tokenizer.json").write_text("{}")
+    assert ModelFiles({}).tokenizer(str(folder)) == folder / "tokenizer.json"
+    snapshot = _put(tmp_path / "hub" / "models--some--model" / "snapshots" / "a", 4)
+    (snapshot / "tokenizer.json").write_text("{}")
+    files = ModelFiles({"HF_HUB_CACHE": str(tmp_path / "hub")})
+    assert files.tokenizer("some/model") == snapshot / "tokenizer.json"
+    assert files.tokenizer("other/model") is None

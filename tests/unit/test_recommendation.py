@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
-from fakes import curve, study_spec
+from fakes import curve, launch_record, study_spec
 
+from autotune.domain.accelerators import AcceleratorTable
 from autotune.domain.config import EngineConfig
 from autotune.domain.measurement import LoadCurve
 from autotune.domain.recommendation import (
@@ -14,10 +16,11 @@ from autotune.domain.recommendation import (
     Recommendation,
     candidates_of,
     finalists,
+    ledger_for,
     recommend,
     standing,
 )
-from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
+from autotune.domain.records import Purpose, TrialRow, TrialState
 from autotune.domain.scoring import SlaVerdict
 from autotune.domain.study import StudySpec
 
@@ -52,14 +55,20 @@ def candidate(
     final = (
         () if final_watts is None else curve(OPERATING, capacity_rps=final_capacity_rps, watts=final_watts)
     )
+    return measured_as(row(number, purpose), curve(watts=watts), final)
+
+
+def measured_as(of: TrialRow, searched: LoadCurve, final: LoadCurve = (), *, node: str = "n1") -> Candidate:
     return Candidate(
-        row=row(number, purpose), curve=curve(watts=watts), command=f"serve {number}", final_curve=final
+        row=of,
+        launch=launch_record(of, searched, node=node),
+        final=launch_record(of, final, node=node) if final else None,
     )
 
 
 def hopeless(number: int, purpose: Purpose = Purpose.SEARCH) -> Candidate:
     """A configuration that is too slow for ``fast`` at every load, and for ``slow`` at none."""
-    return Candidate(row=row(number, purpose), curve=curve(capacity_rps=1.0, watts=100.0), command="serve")
+    return measured_as(row(number, purpose), curve(capacity_rps=1.0, watts=100.0))
 
 
 def numbers(candidates: Sequence[Candidate]) -> list[int]:
@@ -78,7 +87,7 @@ class TestFinalists:
                 {"name": "slow", "attainment": 0.9, "slos": {"ttft": "20s"}},
             ]
         )
-        frugal_but_slow = Candidate(row=row(3), curve=curve(capacity_rps=1.0, watts=50.0), command="serve 3")
+        frugal_but_slow = measured_as(row(3), curve(capacity_rps=1.0, watts=50.0))
         measured = [
             candidate(0, 200.0, purpose=Purpose.BASELINE),
             candidate(1, 180.0, purpose=Purpose.DEFAULTS),
@@ -124,9 +133,7 @@ class TestStanding:
 
     def test_a_final_at_another_load_confirms_nothing(self) -> None:
         measured = candidate(0, 100.0)
-        elsewhere = Candidate(
-            row=measured.row, curve=measured.curve, command="serve", final_curve=curve((3.0,), watts=50.0)
-        )
+        elsewhere = measured_as(measured.row, measured.curve, curve((3.0,), watts=50.0))
         found = standing(elsewhere, FAST, STUDY)
         assert found is not None
         assert not found.confirmed
@@ -136,7 +143,7 @@ class TestStanding:
         measured = candidate(0, 100.0)
         retreated = (*curve(OPERATING, capacity_rps=1.0), *curve((3.2,), watts=90.0))
         found = standing(
-            Candidate(row=measured.row, curve=measured.curve, command="serve", final_curve=retreated),
+            measured_as(measured.row, measured.curve, retreated),
             FAST,
             STUDY,
         )
@@ -244,21 +251,6 @@ class TestRecommend:
         assert chosen.reason == "no configuration met fast at any measured load"
 
 
-def record(of: TrialRow, measured: LoadCurve) -> LaunchRecord:
-    return LaunchRecord(
-        study="small",
-        number=of.number,
-        purpose=of.purpose,
-        config=of.config,
-        model="some/model",
-        command=of.command,
-        curve=measured,
-        versions={},
-        launch_s=1.0,
-        load_s=1.0,
-    )
-
-
 def test_candidates_are_measured_configurations_with_their_finals() -> None:
     def trial(number: int, state: TrialState = TrialState.MEASURED, final_of: int | None = None) -> TrialRow:
         return TrialRow(
@@ -278,8 +270,28 @@ def test_candidates_are_measured_configurations_with_their_finals() -> None:
         trial(2),
         trial(3, final_of=0),
         trial(4, TrialState.BENCH_ERROR, final_of=2),
+        replace(trial(5, final_of=2), purpose=Purpose.REFERENCE),
     ]
-    records = [record(rows[0], searched), record(rows[2], searched), record(rows[3], final)]
+    records = [
+        launch_record(rows[0], searched),
+        launch_record(rows[2], searched),
+        launch_record(rows[3], final),
+        launch_record(rows[5], final),
+    ]
     first, second = candidates_of(rows, records)
-    assert (first.row, first.curve, first.final_curve, first.command) == (rows[0], searched, final, "serve 0")
-    assert (second.row, second.final_curve) == (rows[2], ())
+    assert (first.row, first.launch, first.final) == (rows[0], records[0], records[2])
+    assert (second.row, second.launch, second.final) == (rows[2], records[1], None)
+
+
+def test_figures_of_different_nodes_are_not_compared() -> None:
+    """The best of all ran elsewhere: where most finals were run, another is best."""
+    here = [candidate(0, 100.0, final_watts=100.0), candidate(1, 120.0, final_watts=120.0)]
+    elsewhere = measured_as(row(2), curve(watts=10.0), curve(OPERATING, watts=10.0), node="n2")
+    assert winner(recommend(STUDY, FAST, [*here, elsewhere])) == 0
+
+
+def test_the_ledger_of_a_standing_has_its_devices_and_what_they_drew_at_rest() -> None:
+    found = standing(candidate(0, 100.0), FAST, STUDY)
+    assert found is not None
+    ledger = ledger_for(found, STUDY, AcceleratorTable(accelerators=()))
+    assert (ledger.devices, ledger.idle_share) == (1, pytest.approx(0.2))

@@ -7,11 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fakes import Events, FakeArchive, FakeCatalog, FakeClock, FakeSearch, curve, hardware, never, study_spec
+from fakes import (
+    NODE,
+    Events,
+    FakeArchive,
+    FakeCatalog,
+    FakeClock,
+    FakeSearch,
+    curve,
+    hardware,
+    never,
+    study_spec,
+)
 
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import BenchError, DevicesBusyError, InfeasibleConfigError, StudyCancelledError
-from autotune.domain.events import Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
+from autotune.domain.events import Drifted, Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
 from autotune.domain.feasibility import Setting
 from autotune.domain.launch import Failure, FailureClass, Phase
 from autotune.domain.measurement import LoadCurve
@@ -190,7 +201,8 @@ def test_a_budget_for_nothing_but_one_launch_goes_to_the_defaults(tmp_path: Path
 
 
 def test_wall_time_is_kept_with_the_finals_in_it(tmp_path: Path, clock: FakeClock) -> None:
-    bench = Bench(study_spec(budget={"wall_time": "6m30s"}), tmp_path, clock=clock)
+    study = study_spec(budget={"wall_time": "6m30s"}, measurement={"final_window": "30s"})
+    bench = Bench(study, tmp_path, clock=clock)
     bench.run()
     # Each launch takes a minute, and three minutes are kept for the finals, of which there are two.
     assert [purpose for purpose, _ in bench.launched] == ["defaults", "search", "search", "final", "final"]
@@ -470,3 +482,63 @@ def test_every_launch_is_announced_before_it_is_made(tmp_path: Path) -> None:
 
 def assert_in_order(numbers: Sequence[int]) -> None:
     assert list(numbers) == sorted(numbers)
+
+
+def drifting(lost: Sequence[float]) -> Launch:
+    """A machine on which each launch of the defaults after the first draws more watts, by these shares."""
+    left = iter([0.0, *lost])
+
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        made = record(order)
+        if order.purpose in {Purpose.DEFAULTS, Purpose.REFERENCE}:
+            rates = tuple(m.level.rate_rps or 0.0 for m in made.curve)
+            made = replace(made, curve=curve(rates, watts=200.0 / (1 - next(left))))
+        return replace(made, before=NODE)
+
+    return launch
+
+
+def watched(tmp_path: Path, lost: Sequence[float], **drift: object) -> Bench:
+    study = study_spec(drift={"every": 2, **drift}, budget={"launches": 12})
+    return Bench(study, tmp_path, drifting(lost))
+
+
+def test_the_reference_is_measured_again_every_so_many_launches(tmp_path: Path) -> None:
+    bench = watched(tmp_path, [0.0, 0.0])
+    bench.run()
+    purposes = [purpose for purpose, _ in bench.launched]
+    assert purposes[:7] == ["defaults", "search", "search", "reference", "search", "search", "reference"]
+    assert purposes.count("reference") == 2
+    assert purposes[-2:] == ["final", "final"]
+    assert [event.drift.beyond_noise for event in bench.events.of(Drifted)] == [False, False]
+
+
+def test_a_drift_is_told_and_by_default_nothing_else(tmp_path: Path) -> None:
+    bench = watched(tmp_path, [0.3, 0.3])
+    bench.run()
+    first = bench.events.of(Drifted)[0]
+    assert first.drift.change == pytest.approx(-0.3)
+    assert first.drift.beyond_noise
+    assert Purpose.FINAL in [purpose for purpose, _ in bench.launched]
+
+
+def test_a_drift_that_a_second_reference_shows_too_stops_the_study(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"the machine drifted: the reference lost 30\.0 %"):
+        watched(tmp_path, [0.3, 0.3], action="stop").run()
+
+
+def test_one_reference_out_of_line_stops_nothing(tmp_path: Path) -> None:
+    bench = watched(tmp_path, [0.3, 0.0, 0.0, 0.0], action="stop")
+    bench.run()
+    assert [event.drift.beyond_noise for event in bench.events.of(Drifted)][:2] == [True, False]
+
+
+def test_what_the_search_learns_is_corrected_for_drift(tmp_path: Path) -> None:
+    told, corrected = (
+        watched(tmp_path / action, [0.5, 0.5], action=action) for action in ("report", "correct")
+    )
+    told.run()
+    corrected.run()
+    after = [number for number, (purpose, _) in enumerate(told.launched) if purpose == "search"][2]
+    plain, mended = (b.rows[after].objectives["fast"] for b in (told, corrected))
+    assert mended == pytest.approx(2 * plain, rel=0.01)

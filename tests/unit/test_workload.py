@@ -1,50 +1,23 @@
-"""Workloads and the plans drawn from them."""
+"""Workloads: what they say of themselves, and what they refuse."""
 
 from __future__ import annotations
 
-import itertools
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autotune.domain.workload import (
-    FixedLength,
-    Level,
-    LogNormalLength,
-    Workload,
-    plan_load,
-    poisson_due_s,
-)
+from autotune.domain.arrivals import GammaArrivals, RampArrivals
+from autotune.domain.lengths import FixedLength, LogNormalLength, distribution
+from autotune.domain.workload import CHAT_MESSAGE_TOKENS, CHAT_TOKENS, Conversations, Level, Workload
 
 seeds = st.integers(0, 2**32 - 1)
-rates = st.floats(0.1, 200.0)
-durations = st.floats(0.1, 20.0)
-
-
-@given(rates, durations, seeds)
-def test_poisson_arrivals_are_ascending_and_within_the_duration(
-    rate: float, duration_s: float, seed: int
-) -> None:
-    due_s = poisson_due_s(rate, duration_s, np.random.default_rng(seed))
-    assert (np.diff(due_s) >= 0).all()
-    assert ((due_s >= 0) & (due_s < duration_s)).all()
-
-
-def test_poisson_arrivals_have_the_rate_and_the_scatter_of_a_poisson_process() -> None:
-    counts = [len(poisson_due_s(50.0, 2.0, np.random.default_rng(seed))) for seed in range(2000)]
-    assert np.mean(counts) == pytest.approx(100.0, abs=1.0)
-    assert np.var(counts) == pytest.approx(100.0, rel=0.15)
-    gaps_s = np.diff(poisson_due_s(50.0, 400.0, np.random.default_rng(0)))
-    assert np.std(gaps_s) == pytest.approx(np.mean(gaps_s), rel=0.05)
-
-
-@pytest.mark.parametrize(("rate", "duration_s"), [(0.0, 1.0), (-1.0, 1.0), (1.0, 0.0)])
-def test_a_rate_and_a_duration_are_positive(rate: float, duration_s: float) -> None:
-    with pytest.raises(ValueError, match="must be positive"):
-        poisson_due_s(rate, duration_s, np.random.default_rng(0))
+DRAWN = {"input_tokens": 10, "output_tokens": 5}
+TRACE = {"trace": "t.csv", "longest": 4000}
+PAIRS = {"lengths": "l.csv", "longest": 4000}
 
 
 @given(st.integers(1, 5000), st.floats(0.01, 3.0), st.integers(1, 100), st.integers(100, 9000), seeds)
@@ -64,61 +37,89 @@ def test_log_normal_lengths_have_their_median_and_sigma() -> None:
     assert np.std(np.log(drawn)) == pytest.approx(0.5, rel=0.02)
 
 
-@settings(max_examples=40, deadline=None)
-@given(rates, st.floats(0.1, 3.0), seeds, st.integers(50, 5000))
-def test_an_open_plan_is_in_due_order_with_the_workloads_lengths(
-    rate: float, duration_s: float, seed: int, vocab_size: int
-) -> None:
-    workload = Workload(input_tokens=LogNormalLength(median=8, sigma=0.7, high=20), output_tokens=6)
-    plan = plan_load(
-        workload, Level("w", rate_rps=rate), duration_s=duration_s, vocab_size=vocab_size, seed=seed
-    )
-    due_s = [request.due_s for request in plan.requests]
-    assert due_s == sorted(due_s)
-    assert all(0 <= due < duration_s for due in due_s)
-    assert all(1 <= len(request.prompt) <= 20 for request in plan.requests)
-    assert {request.output_tokens for request in plan.requests} <= {6}
-    ids = set(itertools.chain.from_iterable(request.prompt for request in plan.requests))
-    assert all(min(1000, vocab_size // 10) <= token < vocab_size for token in ids)
-    assert plan.concurrency is None
+def test_a_number_is_a_fixed_length() -> None:
+    assert distribution(7) == FixedLength(tokens=7)
+    assert distribution(7).draw(3, np.random.default_rng(0)).tolist() == [7, 7, 7]
 
 
-def test_the_same_seed_gives_the_same_plan_and_another_another() -> None:
-    workload = Workload(input_tokens=16, output_tokens=LogNormalLength(median=8, sigma=1.0, high=64))
-    level = Level("w", rate_rps=20.0)
-    one, same, other = (
-        plan_load(workload, level, duration_s=2.0, vocab_size=5000, seed=seed) for seed in (3, 3, 4)
-    )
-    assert one == same
-    assert one.requests != other.requests
+@pytest.mark.parametrize(
+    ("parts", "longest"),
+    [
+        (
+            {"input_tokens": {"median": 100, "sigma": 1.0, "high": 900}, "output_tokens": {"tokens": 100}},
+            1000,
+        ),
+        (TRACE, 4000),
+        ({**DRAWN, "conversations": {"turns": 4, "system_tokens": 100}}, 160),
+        ({**DRAWN, "conversations": {"turns": {"median": 2, "sigma": 1, "high": 9}}, "longest": 50}, 50),
+        ({**DRAWN, "api": "chat"}, 15 + CHAT_TOKENS + 2 * CHAT_MESSAGE_TOKENS),
+    ],
+)
+def test_a_workload_knows_the_context_its_longest_request_needs(parts: dict[str, Any], longest: int) -> None:
+    assert Workload.model_validate(parts).longest_tokens == longest
 
 
-def test_no_two_prompts_share_a_beginning() -> None:
-    workload = Workload(input_tokens=32, output_tokens=1)
-    plan = plan_load(workload, Level("w", rate_rps=100.0), duration_s=5.0, vocab_size=50_000, seed=0)
-    beginnings = [request.prompt[:16] for request in plan.requests]
-    assert len(set(beginnings)) == len(beginnings) > 300
+def test_arrivals_are_poisson_or_the_traces_own_unless_said_otherwise() -> None:
+    assert Workload.model_validate(DRAWN).pacing == "poisson"
+    assert Workload.model_validate(PAIRS).pacing == "poisson"
+    assert Workload.model_validate(TRACE).pacing == "trace"
+    assert Workload.model_validate({**TRACE, "arrivals": "poisson"}).pacing == "poisson"
+    bursty = Workload.model_validate({**DRAWN, "arrivals": {"gamma": {"cv": 2.0}}})
+    assert isinstance(bursty.pacing, GammaArrivals)
+    ramp = {"low": 0.5, "high": 1.5, "period": "60s"}
+    rising = Workload.model_validate({**DRAWN, "arrivals": {"ramp": ramp}}).pacing
+    assert isinstance(rising, RampArrivals)
+    assert rising.ramp.period == 60.0
 
 
-def test_a_closed_plan_has_no_due_times_and_plenty_of_requests() -> None:
-    workload = Workload(input_tokens=2, output_tokens=1)
-    plan = plan_load(workload, Level("w", concurrency=4), duration_s=2.0, vocab_size=100, seed=0)
-    assert plan.concurrency == 4
-    assert len(plan.requests) > 4 * 2
-    assert {request.due_s for request in plan.requests} == {0.0}
+def test_real_text_is_known_as_such() -> None:
+    assert not Workload.model_validate(DRAWN).has_real_text
+    assert Workload.model_validate({**DRAWN, "prompts": {"text": "books"}}).has_real_text
 
 
-def test_a_workload_knows_the_context_its_longest_request_needs() -> None:
-    workload = Workload(
-        input_tokens=LogNormalLength(median=100, sigma=1.0, high=900), output_tokens=FixedLength(tokens=100)
-    )
-    assert workload.longest_tokens == 1000
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({**DRAWN, "input_tokens": 0}, "greater than 0"),
+    ({**DRAWN, "output_tokens": -1}, "greater than 0"),
+    ({**DRAWN, "name": "a b"}, "pattern"),
+    ({**DRAWN, "x": 1}, "Extra inputs"),
+    ({**DRAWN, "output_tokens": {"median": 8, "sigma": 1, "low": 9, "high": 8}}, "low 9 is above high 8"),
+    ({}, "lengths come from nowhere"),
+    ({"input_tokens": 5}, "lengths come from input_tokens"),
+    ({**DRAWN, **TRACE}, "lengths come from input_tokens, output_tokens, trace"),
+    ({**PAIRS, **TRACE}, "lengths come from lengths, trace"),
+    ({"trace": "t.csv"}, "give longest"),
+    ({**DRAWN, "length_scale": 2}, "a file's lengths"),
+    ({**DRAWN, "longest": 100}, "lower the lengths' high"),
+    ({**DRAWN, "arrivals": "trace"}, "no trace"),
+    ({**PAIRS, "arrivals": "trace"}, "no trace"),
+    ({**TRACE, "conversations": {"turns": 2}}, "its own turns"),
+    ({**DRAWN, "conversations": {"turns": 2}, "longest": 14}, "less than the 15 tokens of one turn"),
+    ({**DRAWN, "prefix_hits": {"expected": 1.5}}, "less than or equal to 1"),
+    ({**DRAWN, "temperature": -1}, "greater than or equal to 0"),
+]
 
 
-@pytest.mark.parametrize("wrong", [{"input_tokens": 0}, {"output_tokens": -1}, {"name": "a b"}, {"x": 1}])
-def test_a_workload_refuses_what_makes_no_sense(wrong: dict[str, object]) -> None:
-    with pytest.raises(ValidationError):
-        Workload.model_validate({"input_tokens": 1, "output_tokens": 1, **wrong})
+@pytest.mark.parametrize(("parts", "why"), WRONG)
+def test_a_workload_refuses_what_makes_no_sense(parts: dict[str, Any], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        Workload.model_validate(parts)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {**DRAWN, "conversations": {"turns": 3, "think_time": "1500ms"}, "api": "chat"},
+        {**TRACE, "length_scale": 0.5, "arrivals": {"ramp": {"low": 0, "high": 2, "period": "1m"}}},
+        {**PAIRS, "prompts": {"text": "books"}, "prefix_hits": {"expected": 0.3}},
+    ],
+)
+def test_the_database_gives_back_the_same_workload(parts: dict[str, Any]) -> None:
+    workload = Workload.model_validate(parts)
+    assert Workload.model_validate_json(workload.model_dump_json()) == workload
+
+
+def test_conversations_think_not_at_all_unless_said() -> None:
+    assert Conversations.model_validate({"turns": 2}).think_time == 0
 
 
 def test_a_level_is_open_or_closed() -> None:

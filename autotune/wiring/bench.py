@@ -1,0 +1,156 @@
+"""The bench of a study on this machine: engine host, load clients, meters, preflight, load plans."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from autotune import __version__
+from autotune.adapters import power_rapl
+from autotune.adapters.devices import LocalInventory
+from autotune.adapters.engine_host import LocalEngineHost
+from autotune.adapters.load_clients import LoadClients
+from autotune.adapters.model_files import ModelFiles
+from autotune.adapters.power_dcgm import DcgmPowerMeter
+from autotune.adapters.power_estimated import EstimatedPowerMeter
+from autotune.adapters.power_ipmi import IpmiPowerMeter
+from autotune.adapters.power_nvml import NvmlPowerMeter
+from autotune.adapters.power_rapl import RaplPowerMeter
+from autotune.adapters.power_redfish import RedfishAccess, RedfishPowerMeter
+from autotune.adapters.preflight import LocalPreflight
+from autotune.adapters.text_prompts import prompt_maker
+from autotune.adapters.traffic_files import load_traffic
+from autotune.domain.errors import InputError, InputProblem
+from autotune.domain.hardware import DeviceKind, Hardware
+from autotune.domain.launch import EngineEnvironment
+from autotune.domain.load_plan import LoadPlan
+from autotune.domain.planning import plan_load
+from autotune.domain.ports import Launcher, PowerMeter
+from autotune.domain.power import PowerBasis
+from autotune.domain.study import Ipmi, Redfish, StudySpec
+from autotune.domain.workload import Level
+from autotune.runs.launch import Bench
+from autotune.runs.levels import Planner
+from autotune.wiring.engines import environment_for, hardware_for
+
+FALLBACK_VOCAB_SIZE = 32_000
+"""Where a model's config.json is not at hand: prompts stay within the smallest common vocabulary."""
+
+
+@contextmanager
+def bench_for(study: StudySpec, launcher: Launcher) -> Iterator[Bench]:
+    """Everything outside that a study's launches need here; raises InputError, BenchError.
+
+    The load clients are processes, and live as long as the ``with`` block.
+    """
+    environment = environment_for(study, launcher)
+    hardware = hardware_for(study, environment.kind)
+    traits = launcher.traits
+    # Made before the first lease: it ends what a killed tuner left on the devices.
+    host = LocalEngineHost(counters=traits.counters, reset_path=traits.reset_path)
+    with LoadClients() as driver:
+        yield Bench(
+            launcher=launcher,
+            environment=environment,
+            host=host,
+            hardware=hardware,
+            inventory=LocalInventory(kind=environment.kind),
+            driver=driver,
+            meter=meter_for(study, environment.kind),
+            beside=meters_beside(study, environment.kind),
+            preflight=LocalPreflight(),
+            plan=planner_for(study),
+            versions=versions_of(study, environment, hardware),
+        )
+
+
+def planner_for(study: StudySpec) -> Planner:
+    """Draws the requests of a study's levels; files are read and text is tokenised now. Raises InputError."""
+    files = ModelFiles()
+    shape = files.shape(study.model)
+    vocab_size = (shape.vocab_size if shape else 0) or FALLBACK_VOCAB_SIZE
+    prompts = {
+        w.name: prompt_maker(w, tokenizer=files.tokenizer(study.model), vocab_size=vocab_size)
+        for w in study.workloads
+    }
+    traffic = {w.name: load_traffic(w) for w in study.workloads}
+
+    def plan(level: Level, duration_s: float, seed: int) -> LoadPlan:
+        return plan_load(
+            study.workload(level.workload),
+            level,
+            duration_s=duration_s,
+            seed=seed,
+            prompts=prompts[level.workload](seed),
+            traffic=traffic[level.workload],
+        )
+
+    return plan
+
+
+def basis_for(study: StudySpec, kind: DeviceKind) -> PowerBasis:
+    """The basis that ranks: the study's own, else what can be measured on these devices."""
+    if study.power.basis != "auto":
+        return study.power.basis
+    if kind is DeviceKind.CUDA:
+        return PowerBasis.GPU
+    return PowerBasis.ESTIMATED if power_rapl.available() else PowerBasis.HOST
+
+
+def meter_for(study: StudySpec, kind: DeviceKind) -> PowerMeter:
+    """The meter of the study's power basis; raises InputError for one that this machine has not."""
+    basis = basis_for(study, kind)
+    match basis, kind:
+        case PowerBasis.GPU, DeviceKind.CUDA:
+            return DcgmPowerMeter(study.power.dcgm) if study.power.dcgm else NvmlPowerMeter()
+        case PowerBasis.HOST, DeviceKind.CPU:
+            if why := power_rapl.available():
+                raise InputError(InputProblem("power.basis", why, "write `basis: auto`"))
+            return RaplPowerMeter()
+        case PowerBasis.ESTIMATED, DeviceKind.CPU:
+            return EstimatedPowerMeter()
+    what = f"no meter here gives basis {basis.value!r} for {kind.value} devices"
+    raise InputError(InputProblem("power.basis", what, "write `basis: auto`"))
+
+
+def meters_beside(study: StudySpec, kind: DeviceKind) -> tuple[PowerMeter, ...]:
+    """Meters whose watts stand beside those that rank: the host's packages, and the node that is named."""
+    meters: list[PowerMeter] = []
+    if kind is DeviceKind.CUDA and not power_rapl.available():
+        meters.append(RaplPowerMeter())
+    match study.power.node:
+        case Redfish() as at:
+            meters.append(
+                RedfishPowerMeter(
+                    RedfishAccess(
+                        url=at.redfish,
+                        user_variable=at.user_variable,
+                        password_variable=at.password_variable,
+                        chassis=at.chassis,
+                        ca_file=Path(at.ca_file) if at.ca_file else None,
+                        verify=at.verify,
+                    )
+                )
+            )
+        case Ipmi() as at:
+            meters.append(IpmiPowerMeter(command=at.ipmi))
+        case None:
+            pass
+    return tuple(meters)
+
+
+def versions_of(study: StudySpec, environment: EngineEnvironment, hardware: Hardware) -> dict[str, str]:
+    """What a figure depends on beside the configuration."""
+    return {
+        "autotune": __version__,
+        "study_sha256": hashlib.sha256(study.model_dump_json().encode()).hexdigest(),
+        environment.engine: environment.version,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "hardware": hardware.describe(),
+        "driver": hardware.devices[0].driver if hardware.devices else "",
+        "devices": ", ".join(device.uid for device in hardware.devices),
+    }

@@ -1,0 +1,75 @@
+"""Where studies are kept: a storage URL, and the artifacts and logs that lie beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import sqlalchemy as sa
+from optuna.artifacts import FileSystemArtifactStore
+from optuna.artifacts._protocol import ArtifactStore
+
+from autotune.adapters.archive import ArtifactArchive
+from autotune.adapters.catalog import SqlCatalog
+from autotune.domain.errors import InputError, InputProblem
+from autotune.domain.recommendation import Candidate, candidates_of
+from autotune.domain.records import LaunchRecord, StudyRow, TrialRow, TrialState
+from autotune.domain.study import StudySpec
+
+DEFAULT_STORAGE = "sqlite:///studies.db"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A storage URL and what lies beside it: the catalog, the artifacts, the logs."""
+
+    url: str
+    catalog: SqlCatalog
+    folder: Path
+
+    @property
+    def artifacts(self) -> ArtifactStore:
+        """Optuna's artifact store, a folder."""
+        folder = self.folder / "artifacts"
+        folder.mkdir(parents=True, exist_ok=True)
+        return FileSystemArtifactStore(str(folder))
+
+    def logs(self, study: str, number: int) -> Path:
+        """Folder of a trial's engine logs."""
+        return self.folder / "logs" / study / f"{number:04}"
+
+    def study(self, name: str) -> tuple[StudyRow, StudySpec]:
+        """A study's row and its file as it was resolved; raises InputError that names those there are."""
+        row = self.catalog.study(name)
+        if row is None:
+            known = ", ".join(r.name for r in self.catalog.studies()) or "none yet"
+            raise InputError(InputProblem(f"study {name!r}", f"is not in {self.url}", f"known: {known}"))
+        return row, StudySpec.model_validate_json(row.spec)
+
+
+def open_store(url: str) -> Store:
+    """Open a storage; artifacts and logs of a SQLite file lie beside it, of a server in this folder."""
+    catalog = SqlCatalog(url)
+    database = sa.make_url(url).database if url.startswith("sqlite") else None
+    at = Path(database) if database else Path("studies.db")
+    return Store(url, catalog, at.with_name(f"{at.stem}-artifacts").absolute())
+
+
+def results(store: Store, name: str) -> tuple[StudySpec, tuple[TrialRow, ...], tuple[Candidate, ...]]:
+    """A study, its trials, and every measured configuration with its raw records read back."""
+    _, study = store.study(name)
+    rows = store.catalog.trials(name)
+    archive = _archive(store, name)
+    records = [archive.load(name, row.number) for row in rows if row.state is TrialState.MEASURED]
+    return study, rows, candidates_of(rows, records)
+
+
+def launch_record(store: Store, name: str, number: int) -> LaunchRecord:
+    """The raw records of one launch; raises InputError where there are none."""
+    return _archive(store, name).load(name, number)
+
+
+def _archive(store: Store, name: str) -> ArtifactArchive:
+    storage = optuna.storages.get_storage(store.url)
+    return ArtifactArchive(optuna.load_study(study_name=name, storage=storage), store.artifacts, storage)

@@ -1,0 +1,199 @@
+"""Studies: from a file to one that runs, goes on, and is kept."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import optuna
+import psutil
+
+from autotune.adapters.archive import ArtifactArchive
+from autotune.adapters.model_files import ModelFiles
+from autotune.adapters.optuna_search import OptunaSearch, open_study
+from autotune.adapters.study_file import check_against_hardware, read_study
+from autotune.adapters.traffic_files import resolved_paths
+from autotune.domain.config import EngineConfig
+from autotune.domain.errors import InputError, InputProblem
+from autotune.domain.events import Notice, StudyStarted
+from autotune.domain.feasibility import Setting
+from autotune.domain.hardware import Hardware
+from autotune.domain.ports import Cancelled, EventSink, Launcher
+from autotune.domain.records import LaunchRecord, StudyRow, StudyStatus, TrialState
+from autotune.domain.study import StudySpec
+from autotune.runs.launch import Bench, LaunchTask, run_launch
+from autotune.runs.study import LaunchOrder, StudyParts, StudyRun, outcome_of, settle_interrupted
+from autotune.wiring.bench import basis_for, bench_for
+from autotune.wiring.engines import environment_for, hardware_for, launcher_of
+from autotune.wiring.store import Store
+
+SPACES = Path(str(files("search_spaces")))
+
+
+def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> StudySpec:
+    """Read a study file and check it against this machine; raises InputError."""
+    study = read_study(path, SPACES, overrides)
+    workloads = tuple(resolved_paths(w, path.parent) for w in study.workloads)
+    study = study.model_copy(update={"model": _resolved_model(study.model, path), "workloads": workloads})
+    environment = environment_for(study, launcher_of(study.engine.name))
+    check_against_hardware(path, study, hardware_for(study, environment.kind))
+    return study
+
+
+def setting_for(study: StudySpec, hardware: Hardware) -> Setting:
+    """What configurations of a study must fit into."""
+    return Setting(
+        hardware=hardware,
+        model=ModelFiles().shape(study.model),
+        requirements=study.requirements,
+        longest_request_tokens=max(w.longest_tokens for w in study.workloads),
+        real_text=all(w.has_real_text for w in study.workloads),
+    )
+
+
+def baseline_config(study: StudySpec, launcher: Launcher) -> EngineConfig | None:
+    """Production's command line in the vocabulary; raises InputError."""
+    if study.baseline is None:
+        return None
+    try:
+        config, _ = launcher.parse_command(study.baseline)
+    except ValueError as wrong:
+        remedy = "write the command line as production runs it"
+        raise InputError(InputProblem("baseline", str(wrong), remedy)) from wrong
+    return study.default_config().replaced(config.words)
+
+
+def tune(study: StudySpec, store: Store, sink: EventSink, cancelled: Cancelled) -> None:
+    """Run a study, or go on with one that was interrupted; raises StudyCancelledError, BenchError.
+
+    A study of that name that is finished is left as it is; one that differs is refused.
+    """
+    earlier = _claim(study, store)
+    if earlier is not None and earlier.status is StudyStatus.FINISHED:
+        sink(Notice(f"study {study.name} is finished; to run it once more give it a --name of its own"))
+        return
+    spent_s = earlier.spent_s if earlier else 0.0
+    row = StudyRow(
+        name=study.name,
+        spec=study.model_dump_json(),
+        status=StudyStatus.RUNNING,
+        owner=_this_process(),
+        spent_s=spent_s,
+        started_at=earlier.started_at if earlier else datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    store.catalog.put_study(row)
+    began_s = time.monotonic()
+    status = StudyStatus.INTERRUPTED
+    try:
+        with bench_for(study, launcher_of(study.engine.name)) as bench:
+            _study_run(study, bench, store, sink, cancelled, spent_s=spent_s).run()
+        status = StudyStatus.FINISHED
+    finally:
+        store.catalog.put_study(replace(row, status=status, spent_s=spent_s + time.monotonic() - began_s))
+
+
+def _claim(study: StudySpec, store: Store) -> StudyRow | None:
+    """The earlier row of this study if there is one; raises InputError if it may not be gone on with."""
+    row = store.catalog.study(study.name)
+    if row is None:
+        return None
+    where = f"study {study.name!r}"
+    if row.status is StudyStatus.RUNNING and _is_alive(row.owner):
+        remedy = "wait for it, stop it with Ctrl-C, or give this one a --name of its own"
+        raise InputError(InputProblem(where, f"is being run by process {row.owner}", remedy))
+    before, now = StudySpec.model_validate_json(row.spec), study
+    changed = [key for key in StudySpec.model_fields if getattr(before, key) != getattr(now, key)]
+    if changed:
+        what = f"is in {store.url} already, with another {', '.join(changed)}"
+        remedy = f"give this one a --name of its own, or go on with that one: autotune resume {study.name}"
+        raise InputError(InputProblem(where, what, remedy))
+    return row
+
+
+def _study_run(
+    study: StudySpec, bench: Bench, store: Store, sink: EventSink, cancelled: Cancelled, *, spent_s: float
+) -> StudyRun:
+    rows = settle_interrupted(store.catalog, study.name)
+    slas = [sla.name for sla in study.slas]
+    storage = optuna.storages.get_storage(store.url)
+    optuna_study = open_study(study.name, storage, slas=slas, seed=study.seed)
+    search = OptunaSearch(
+        optuna_study,
+        study.space,
+        study.default_config(),
+        known={row.number: outcome_of(row, slas) for row in rows},
+    )
+
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        task = LaunchTask(
+            study=study,
+            number=order.suggestion.number,
+            purpose=order.purpose,
+            config=order.suggestion.config,
+            workdir=store.logs(study.name, order.suggestion.number),
+            levels=order.levels,
+            must_hold=order.must_hold,
+            start=order.start,
+        )
+        return run_launch(task, bench, sink, cancelled)
+
+    sink(
+        StudyStarted(
+            study=study.name,
+            hardware=bench.hardware.describe(),
+            engine=f"{bench.launcher.traits.engine} {bench.environment.version}",
+            power=basis_for(study, bench.environment.kind),
+            launches_done=sum(row.state is not TrialState.REJECTED for row in rows),
+            most_launches=study.budget.launches or 0,
+            wall_time_s=study.budget.wall_time or 0.0,
+        )
+    )
+    return StudyRun(
+        StudyParts(
+            study=study,
+            setting=setting_for(study, bench.hardware),
+            baseline=baseline_config(study, bench.launcher),
+            search=search,
+            archive=ArtifactArchive(optuna_study, store.artifacts, storage),
+            catalog=store.catalog,
+            launch=launch,
+            workdir=lambda number: store.logs(study.name, number),
+            sink=sink,
+            cancelled=cancelled,
+        ),
+        spent_s=spent_s,
+    )
+
+
+def _resolved_model(model: str, study_file: Path) -> str:
+    """An absolute path where the model is a folder here, else a name on the hub; raises InputError."""
+    for at in (study_file.parent / model, Path(model)):
+        if at.is_dir():
+            return str(at.resolve())
+    if model.startswith((".", "/", "~")):
+        remedy = "name a folder with a config.json; `autotune models make tiny-dense DIR` makes a small one"
+        raise InputError(InputProblem(str(study_file), f"model: no folder {model!r}", remedy))
+    return model
+
+
+def _this_process() -> str:
+    """Names this process so that no later one is taken for it: host, pid, start time."""
+    me = psutil.Process()
+    return f"{socket.gethostname()} {me.pid} {me.create_time()}"
+
+
+def _is_alive(owner: str) -> bool:
+    """Whether the process that ``_this_process`` named still runs; on another host it may well."""
+    host, pid, created = owner.split()
+    if host != socket.gethostname():
+        return True
+    try:
+        return bool(psutil.Process(int(pid)).create_time() == float(created))
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,42 @@
+"""What the mock engine puts on the wire, as bytes, and the name it gives a prompt in its log."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+
+
+def event(data: str) -> bytes:
+    """One server-sent event in an HTTP chunk of its own."""
+    line = f"data: {data}\n\n".encode()
+    return b"%x\r\n%b\r\n" % (len(line), line)
+
+
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+)
+STREAM_END = event("[DONE]") + b"0\r\n\r\n"
+
+
+def digest(prompt: str | list[int]) -> str:
+    """Short name of a prompt, the same wherever it is computed."""
+    return hashlib.blake2b(json.dumps(prompt).encode(), digest_size=8).hexdigest()
+
+
+@functools.cache
+def flood_events(tokens: int) -> tuple[bytes, ...]:
+    """The events of an answer, one per token; all answers of one length are alike."""
+    return tuple(event(json.dumps(flood_chunk(n, is_last=n == tokens))) for n in range(1, tokens + 1))
+
+
+def flood_chunk(number: int, *, is_last: bool) -> dict[str, object]:
+    choice = {
+        "index": 0,
+        "text": f" t{number}",
+        "logprobs": None,
+        "finish_reason": "length" if is_last else None,
+        "stop_reason": None,
+    }
+    envelope = {"id": "cmpl-flood", "object": "text_completion", "created": 0, "model": "flood"}
+    return envelope | {"choices": [choice]}
