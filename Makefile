@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --ed
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help tune test test-unit test-e2e lint bench-overhead bench-load clean prerequisites engine
+.PHONY: help tune test test-unit test-e2e lint bench-overhead bench-load bench-pairs bench-repeats bench-coverage clean prerequisites engine
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,15 @@ bench-overhead: engine .models/tiny-dense/config.json ## what the bench itself c
 
 bench-load: engine .models/tiny-dense/config.json ## our load client beside vllm bench serve, aiperf and guidellm
 	@$(BIN)/python bench/load.py
+
+bench-pairs: engine .models/tiny-dense/config.json ## our load client and vllm bench serve in turns on one real vLLM
+	@$(BIN)/python bench/against_vllm_bench.py
+
+bench-repeats: engine .models/tiny-dense/config.json ## whether printed intervals cover a second launch: 40 launches
+	@$(BIN)/python bench/repeats.py
+
+bench-coverage: $(INSTALLED) ## how often intervals hold, by simulation
+	@$(BIN)/python bench/coverage.py
 
 clean: ## remove what was made here; studies and installed engines stay
 	rm -rf $(VENV) .models build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

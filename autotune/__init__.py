@@ -1,5 +1,3 @@
 """Parallelism and configuration auto-tuner for LLM inference engines."""
 
-from importlib.metadata import version
-
-__version__ = version("autotune-inference")
+__version__ = "0.1.0"

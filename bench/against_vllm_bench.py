@@ -28,12 +28,13 @@ from autotune.adapters.load_clients import LoadClients
 from autotune.adapters.traffic_files import load_traffic
 from autotune.domain.hardware import Hardware
 from autotune.domain.launch import Endpoint, LaunchContext
+from autotune.domain.level import Level
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.planning import plan_load
 from autotune.domain.ports import RunningEngine
 from autotune.domain.prompts import RandomTokens
 from autotune.domain.study import StudySpec
-from autotune.domain.workload import Level, Workload
+from autotune.domain.workload import Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / ".models" / "tiny-dense"

@@ -17,14 +17,18 @@ from typing import Any
 
 from mock_wire import digest
 
-from autotune.adapters.load_client import HttpLoadDriver
+from autotune.adapters.load_clients import LoadClients
 from autotune.domain.launch import Endpoint
-from autotune.domain.measurement import RequestTable
-from autotune.domain.workload import Level, Workload, plan_load
+from autotune.domain.level import Level
+from autotune.domain.planning import FASTEST_TPOT_S, plan_load
+from autotune.domain.prompts import RandomTokens
+from autotune.domain.workload import Workload
 
 VOCAB_SIZE = 32_000
 FAR_S = 3600.0
 """Longer than any run: closed loops end when their requests run out."""
+MARGIN_S = 0.01
+"""Sending goes on for so long after the last request is due."""
 
 
 def drive(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -32,21 +36,27 @@ def drive(args: argparse.Namespace) -> list[dict[str, Any]]:
     workload = Workload(input_tokens=args.input_tokens, output_tokens=args.output_tokens)
     level = Level(workload.name, rate_rps=args.rate, concurrency=args.concurrency)
     # A closed loop's plan holds requests for the fastest of engines; what is more than asked for is cut off.
-    seconds = args.requests / (args.rate or args.concurrency / (args.output_tokens * 0.003)) + 1
-    plan = plan_load(workload, level, duration_s=seconds, vocab_size=VOCAB_SIZE, seed=args.seed)
-    plan = replace(
-        plan,
-        requests=plan.requests[: args.requests],
-        duration_s=plan.requests[: args.requests][-1].due_s if args.rate else FAR_S,
+    seconds = args.requests / (args.rate or args.concurrency / (args.output_tokens * FASTEST_TPOT_S)) + 1
+    drawn = plan_load(
+        workload, level, duration_s=seconds, seed=args.seed, prompts=RandomTokens(VOCAB_SIZE, args.seed)
     )
-    result = HttpLoadDriver().drive(
-        Endpoint(base_url=args.url, model=args.model), plan, alive=lambda: True, cancelled=lambda: False
-    )
-    table = RequestTable.of(result.records)
+    requests = drawn.requests[: args.requests]
+    plan = replace(drawn, requests=requests, duration_s=requests[-1].due_s + MARGIN_S if args.rate else FAR_S)
+    # One process: the comparison is of what one core can do, and rows then come in the plan's order.
+    with LoadClients(processes=1) as clients:
+        result = clients.drive(
+            Endpoint(base_url=args.url, model=args.model), plan, alive=lambda: True, cancelled=lambda: False
+        )
+    table = result.requests
     return [
-        {"prompt": digest(list(request.prompt)), "ttft_s": ttft_s, "tpot_s": tpot_s, "error": error}
+        {
+            "prompt": digest(plan.prompts.token_ids(request.prompt)),
+            "ttft_s": ttft_s,
+            "tpot_s": tpot_s,
+            "error": error,
+        }
         for request, ttft_s, tpot_s, error in zip(
-            plan.requests, table.ttft_s.tolist(), table.tpot_s.tolist(), table.error, strict=True
+            requests, table.ttft_s.tolist(), table.tpot_s.tolist(), table.error, strict=True
         )
     ]
 

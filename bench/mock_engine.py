@@ -5,7 +5,8 @@
 Timing, from the environment: a request waits for one of `--max-num-seqs` places, then MOCK_TTFT_MS (20) to
 its first token, then MOCK_TPOT_MS (2) a token, longer by MOCK_TPOT_PER_SEQ_MS (0) for each request that runs
 beside it, with MOCK_JITTER (0.1, relative standard deviation, seed MOCK_SEED) and for the first token
-MOCK_TTFT_JITTER (0). MOCK_START_S (0) passes before it listens.
+MOCK_TTFT_JITTER (0). MOCK_PACE_JITTER (0) makes whole requests faster or slower: jitter of tokens averages
+out over an answer, and a closed loop would run in lockstep. MOCK_START_S (0) passes before it listens.
 
 MOCK_LOG names a file that gets one JSON line per request, to judge load clients by: when it was received and
 when each of its tokens was written, in monotonic seconds; its id, which as in vLLM comes from the client's
@@ -40,7 +41,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, SupportsIndex, TextIO
 
-from mock_wire import STREAM_END, STREAM_HEAD, digest, event, flood_events
+from mock_flood import Flood
+from mock_wire import STREAM_END, STREAM_HEAD, digest, event
 
 ENGINE_DEAD = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 CHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)"
@@ -55,6 +57,7 @@ class Timing:
     tpot_per_seq_s: float
     jitter: float
     ttft_jitter: float
+    pace_jitter: float
     seed: int
 
     @classmethod
@@ -68,6 +71,7 @@ class Timing:
             tpot_per_seq_s=number("MOCK_TPOT_PER_SEQ_MS", 0) / 1e3,
             jitter=number("MOCK_JITTER", 0.1),
             ttft_jitter=number("MOCK_TTFT_JITTER", 0),
+            pace_jitter=number("MOCK_PACE_JITTER", 0),
             seed=int(number("MOCK_SEED", 0)),
         )
 
@@ -84,7 +88,7 @@ class Engine:
     dies_politely: bool = False
     stalls_at_request: int | None = None
     truth: TextIO | None = None
-    events_per_write: int = 0
+    flood: Flood | None = None
     requests: int = 0
     waiting: int = 0
     running: int = 0
@@ -101,6 +105,10 @@ class Engine:
     def first_step_s(self) -> float:
         """Time from a request's place to its first token."""
         return self.timing.ttft_s * max(0.0, self.random.gauss(1.0, self.timing.ttft_jitter))
+
+    def pace(self) -> float:
+        """Factor on all times between a request's tokens."""
+        return max(0.1, self.random.gauss(1.0, self.timing.pace_jitter))
 
     def step_s(self) -> float:
         """Time to the next token of a running request."""
@@ -242,8 +250,8 @@ class Completion:
         engine.running += 1
         engine.prompt_tokens += len(self.prompt)
         try:
-            if engine.events_per_write and self.streams:
-                await self.flood()
+            if engine.flood and self.streams:
+                await self.pour(engine.flood)
             else:
                 await self.generate(
                     stalls=engine.stalls_at_request is not None and number >= engine.stalls_at_request
@@ -259,6 +267,7 @@ class Completion:
         engine, connection = self.engine, self.connection
         if self.streams:
             connection.begin_stream()
+        pace = engine.pace()
         due_s = time.monotonic() + engine.first_step_s()
         while self.made < self.wanted and not connection.writer.is_closing():
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
@@ -272,23 +281,14 @@ class Completion:
             connection.writer.write(chunk)
             engine.generated_tokens += 1
             await connection.writer.drain()
-            due_s += engine.step_s()
+            due_s += pace * engine.step_s()
 
-    async def flood(self) -> None:
-        """Stream as fast as may be; other requests get their turn after each write."""
-        engine, writer = self.engine, self.connection.writer
-        events = flood_events(self.wanted)
-        head = STREAM_HEAD
-        while self.made < self.wanted and not writer.is_closing():
-            start = self.made
-            self.made = min(start + engine.random.randint(1, 2 * engine.events_per_write - 1), self.wanted)
-            written = head + b"".join(events[start : self.made])
-            self.token_s[1:] = [time.monotonic()]
-            writer.write(written)
-            engine.generated_tokens += self.made - start
-            head = b""
-            await writer.drain()
-            await asyncio.sleep(0)
+    async def pour(self, flood: Flood) -> None:
+        """Stream as fast as may be."""
+        stream = flood.start(self.connection.writer.get_extra_info("socket").fileno(), self.wanted)
+        await stream.ended
+        self.made, self.token_s = stream.made, stream.write_s
+        self.engine.generated_tokens += self.made
 
     def finish(self) -> None:
         """Send what comes after the last token, or the whole answer."""
@@ -400,6 +400,7 @@ def fail_at_start(args: argparse.Namespace, mode: str) -> None:
 
 def make_engine(args: argparse.Namespace, mode: str, at_request: int | None) -> Engine:
     pipeline = args.pipeline_parallel_size > 1
+    events_per_write = int(os.environ.get("MOCK_FLOOD", "0"))
     return Engine(
         model=args.served_model_name or args.model,
         most_running=args.max_num_seqs,
@@ -408,7 +409,7 @@ def make_engine(args: argparse.Namespace, mode: str, at_request: int | None) -> 
         dies_at_request=1 if pipeline else at_request if mode == "die-under-load" else None,
         dies_politely=pipeline,
         stalls_at_request=at_request if mode == "stall" else None,
-        events_per_write=int(os.environ.get("MOCK_FLOOD", "0")),
+        flood=Flood(events_per_write) if events_per_write else None,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 
@@ -22,21 +21,3 @@ STREAM_END = event("[DONE]") + b"0\r\n\r\n"
 def digest(prompt: str | list[int]) -> str:
     """Short name of a prompt, the same wherever it is computed."""
     return hashlib.blake2b(json.dumps(prompt).encode(), digest_size=8).hexdigest()
-
-
-@functools.cache
-def flood_events(tokens: int) -> tuple[bytes, ...]:
-    """The events of an answer, one per token; all answers of one length are alike."""
-    return tuple(event(json.dumps(flood_chunk(n, is_last=n == tokens))) for n in range(1, tokens + 1))
-
-
-def flood_chunk(number: int, *, is_last: bool) -> dict[str, object]:
-    choice = {
-        "index": 0,
-        "text": f" t{number}",
-        "logprobs": None,
-        "finish_reason": "length" if is_last else None,
-        "stop_reason": None,
-    }
-    envelope = {"id": "cmpl-flood", "object": "text_completion", "created": 0, "model": "flood"}
-    return envelope | {"choices": [choice]}

@@ -25,8 +25,8 @@ engines: [{{ name: vllm, fixed: {{ context_length: 2048, eager: true }} }}]
 workloads: [{{ name: chat, input_tokens: 64, output_tokens: 32 }}]
 slas: [{{ name: bulk, attainment: 0.9, slos: {{ e2e: 5s }} }}]
 space: {{ dimensions: {{ max_num_seqs: [default, 16] }} }}
-budget: {{ launches: 4, wall_time: 8m }}
-measurement: {{ warmup: 1s, window: 5s, longest_window: 8s, final_window: 10s, requests: 60, most_levels: 4 }}
+budget: {{ launches: 4, wall_time: 9m }}
+measurement: {{ warmup: 1s, longest_warmup: 10s, window: 5s, longest_window: 8s, final_window: 10s }}
 """
 
 

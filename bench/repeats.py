@@ -21,11 +21,11 @@ from rich.table import Table
 
 from autotune import wiring
 from autotune.domain.errors import BenchError
+from autotune.domain.level import Level
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.scoring import LevelScore, score_level
 from autotune.domain.stats import Interval
 from autotune.domain.study import StudySpec
-from autotune.domain.workload import Level
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -56,10 +56,10 @@ FLAGS: dict[str, list[str]] = {
 """Flags that the stand-in says it has: the ones of vLLM that launchers and studies use."""
 
 
-def make_fake_environment(path: Path) -> Path:
-    """Make a directory that passes for an installed vLLM; returns it."""
+def make_fake_environment(path: Path, program: Path = MOCK_ENGINE) -> Path:
+    """Make a directory that passes for an installed vLLM, and runs ``program``; returns it."""
     probed = json.dumps({"version": VERSION, "device": "cpu", "flags": FLAGS})
-    _script(path / "bin" / "vllm", f'exec {shlex.quote(sys.executable)} {shlex.quote(str(MOCK_ENGINE))} "$@"')
+    _script(path / "bin" / "vllm", f'exec {shlex.quote(sys.executable)} {shlex.quote(str(program))} "$@"')
     _script(path / "bin" / "python", f"printf '%s\\n' {shlex.quote(probed)}")
     return path
 

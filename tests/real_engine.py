@@ -10,9 +10,9 @@ from typing import Any
 from autotune import wiring
 from autotune.adapters.synthetic_model import make_tiny_model
 from autotune.domain.config import EngineConfig
+from autotune.domain.level import Level
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec
-from autotune.domain.workload import Level
 from autotune.runs.launch import LaunchTask, run_launch
 from launchers.vllm import LAUNCHER
 

@@ -23,6 +23,7 @@ from autotune.domain.config import EngineConfig
 from autotune.domain.counters import CounterTrace
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.launch import Failure, FailureClass, Phase
+from autotune.domain.level import Level
 from autotune.domain.measurement import (
     REQUEST_COLUMNS,
     ClientHealth,
@@ -35,7 +36,6 @@ from autotune.domain.measurement import (
 from autotune.domain.node import read_node_state
 from autotune.domain.power import Conditions, DevicePower, PowerBasis, PowerScope, PowerTrace, Window
 from autotune.domain.records import LaunchRecord, Purpose
-from autotune.domain.workload import Level
 
 LAUNCH_FILE = "launch.json"
 REQUESTS_FILE, SERIES_FILE = "requests.parquet", "series.parquet"

@@ -177,6 +177,6 @@ def _worth(score: CurveScore) -> str:
     if score.operating is None:
         return "met at no load"
     figures = score.operating
-    if figures.power_basis.is_measured:
+    if figures.power_basis.ranks:
         return f"{figures.tokens_per_joule:.4g} good tokens/J at {figures.rate_rps:.3g} req/s"
     return f"{figures.goodput_tok_per_s:.4g} good tok/s at {figures.rate_rps:.3g} req/s"

@@ -65,7 +65,7 @@ def _comparison(found: Recommendation, best: Standing, defaults: EngineConfig, l
         number = f" (trial {standing.candidate.row.number})" if standing else ""
         table.add_column(heading + number, overflow="fold")
     for name, show in _ROWS:
-        modelled = name.startswith("good ") and not best.figures.power_basis.is_measured
+        modelled = name.startswith("good ") and not best.figures.power_basis.ranks
         heading = f"{name} (a model's)" if modelled else name
         table.add_row(heading, *(show(s) if s else "-" for _, s in columns))
     ledgers = [ledger(standing) if standing else None for _, standing in columns]
@@ -110,7 +110,7 @@ def _remarks(found: Recommendation, best: Standing, ledger: Ledgers) -> Text:
         remarks.append(f"the engine's defaults met {found.sla.name} at no measured load\n", style="yellow")
     if found.reason:
         remarks.append(f"note: {found.reason}\n", style="yellow")
-    if not best.figures.power_basis.is_measured:
+    if not best.figures.power_basis.ranks:
         remarks.append(f"goodput ranks; watts: {best.figures.power_source}\n", style="dim")
     for remark in ledger(best).remarks:
         remarks.append(f"{remark}\n", style="dim")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autotune.domain.level import Level
 from autotune.domain.measurement import LoadCurve
 from autotune.domain.scoring import HEADROOM, holding, is_same_rate, score_level
 from autotune.domain.sla import Sla
-from autotune.domain.workload import Level
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from autotune.domain.config import EngineConfig
 from autotune.domain.drift import Drift
 from autotune.domain.launch import Phase
+from autotune.domain.level import Level
 from autotune.domain.measurement import WindowEnd
 from autotune.domain.scoring import CurveScore
-from autotune.domain.workload import Level
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,14 +145,14 @@ def ledger_of(
     return Ledger(
         devices=devices,
         goodput_tok_per_s=goodput,
-        ranking=level.power_basis if level.power_basis.is_measured else None,
+        ranking=level.power_basis if level.power_basis.ranks else None,
         lines=tuple(_line(basis, power_w, level, prices) for basis, power_w in known_w.items()),
         idle_share=beside.idle_w / gpu_w if gpu_w and beside.idle_w is not None else None,
         pue=prices.pue,
         currency=prices.currency,
         accelerator_hour=hour,
         rental_per_mtok=_cost_per_mtok(goodput, hour * devices / SECONDS_PER_HOUR if hour else None),
-        remarks=tuple(_remarks(prices, accelerator)),
+        remarks=tuple(_remarks(prices, accelerator)) if level.power_basis.ranks else (),
     )
 
 

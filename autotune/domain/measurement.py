@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.domain.counters import CounterTrace
+from autotune.domain.level import Level
 from autotune.domain.power import PowerTrace, Window
 from autotune.domain.queueing import TELLING_GROWTH, in_flight, queue_growth, sample_times
-from autotune.domain.workload import Level
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

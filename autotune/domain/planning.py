@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from autotune.domain.arrivals import arrivals_due_s, scaled_due_s
 from autotune.domain.lengths import Ints, distribution
+from autotune.domain.level import Level
 from autotune.domain.load_plan import LoadPlan, PlannedRequest
 from autotune.domain.prompts import PromptSource, Segment, shared_tokens
 from autotune.domain.traffic import Traffic
-from autotune.domain.workload import Conversations, Level, Workload
+from autotune.domain.workload import Conversations, Workload
 
 Floats = NDArray[np.float64]
 Prompt = tuple[Segment, ...]

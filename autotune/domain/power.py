@@ -28,9 +28,9 @@ class PowerBasis(StrEnum):
     ESTIMATED = "estimated"
 
     @property
-    def is_measured(self) -> bool:
-        """Whether a meter stands behind it, rather than a model or a constant."""
-        return self in {PowerBasis.GPU, PowerBasis.HOST}
+    def ranks(self) -> bool:
+        """Whether good tokens per its joules rank configurations: not where a model guessed them."""
+        return self is not PowerBasis.ESTIMATED
 
 
 class EnergyVerdict(StrEnum):

@@ -73,12 +73,12 @@ class LevelScore:
     @property
     def objective(self) -> float:
         """What ranks: good tokens per joule where watts were measured, else goodput."""
-        return self.tokens_per_joule if self.power_basis.is_measured else self.goodput_tok_per_s
+        return self.tokens_per_joule if self.power_basis.ranks else self.goodput_tok_per_s
 
     @property
     def objective_interval(self) -> Interval:
         """The interval of the objective."""
-        return self.tokens_per_joule_interval if self.power_basis.is_measured else self.goodput_interval
+        return self.tokens_per_joule_interval if self.power_basis.ranks else self.goodput_interval
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

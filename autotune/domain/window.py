@@ -10,7 +10,6 @@ Load goes on while the window's last requests finish: on an emptying engine they
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +30,11 @@ NO_GROWTH = 1.0
 """A window whose queue outgrew chance by more than this is not ended for being precise: time will tell."""
 TURNOVERS = 1.5
 """Warming up takes so many times what a request takes."""
+FEW, MANY = 5, 20
+"""Requests that must have ended before a load is called steady, and before it is called too high.
+
+The first to end are the short ones: they say too little of how long requests take.
+"""
 LONGEST_TAIL_S = 15.0
 """Load goes on no longer than this after a window; what is not finished by then ends without load."""
 
@@ -139,9 +143,10 @@ def _warming(progress: Progress, rules: WindowRules) -> Stage:
     if elapsed_s < rules.warmup_s:
         return Warming()
     # Until the first requests are through, a queue that fills looks like one that grows.
-    turned_over = elapsed_s >= TURNOVERS * _typical_s(progress)
+    ended = int(progress.ended.ok.sum())
+    turned_over = ended >= FEW and elapsed_s >= TURNOVERS * _typical_s(progress)
     since = Window(progress.started_s + elapsed_s / 2, progress.at_s)
-    if turned_over and _outgrown(progress, since, _growth(progress, since, rules)):
+    if turned_over and ended >= MANY and _outgrown(progress, since, _growth(progress, since, rules)):
         return Over(since, WindowEnd.OVERSATURATED, steady=False, complete=False)
     steady = turned_over and _has_no_trend(progress, since)
     if steady or elapsed_s >= rules.longest_warmup_s:
@@ -175,8 +180,6 @@ def _finishing(stage: Finishing, progress: Progress) -> Stage:
 def _typical_s(progress: Progress) -> float:
     """How long a request takes, by the first half of those that ended: they found the shortest queue."""
     ended = progress.ended
-    if not ended.ok.any():
-        return math.inf
     due_s, finished_s = ended.due_s[ended.ok], ended.finished_s[ended.ok]
     first = due_s <= np.median(due_s)
     return float(np.percentile(finished_s[first] - due_s[first], 90))

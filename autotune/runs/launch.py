@@ -22,6 +22,7 @@ from autotune.domain.launch import (
     Reaction,
     shell_command,
 )
+from autotune.domain.level import Level
 from autotune.domain.measurement import LoadCurve, Measurement
 from autotune.domain.node import NodeState, faults, new_faults
 from autotune.domain.ports import (
@@ -38,7 +39,6 @@ from autotune.domain.ports import (
 from autotune.domain.power import mean_power_w
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec
-from autotune.domain.workload import Level
 from autotune.runs.levels import (
     EngineDiedUnderLoadError,
     LoadBench,
@@ -53,7 +53,7 @@ FIRST_ANSWER_TOKENS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
-    """Everything outside that a launch needs, as ports."""
+    """Everything outside that a launch needs, as ports; ``remarks`` are what its user should know of it."""
 
     launcher: Launcher
     environment: EngineEnvironment
@@ -66,6 +66,7 @@ class Bench:
     preflight: Preflight
     plan: Planner
     versions: Mapping[str, str]
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

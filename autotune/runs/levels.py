@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 from autotune.domain.boundary import BoundarySettings, Stop, next_level
+from autotune.domain.counters import CounterTrace
 from autotune.domain.errors import BenchError, StudyCancelledError
-from autotune.domain.events import LevelMeasured, LevelProgress, LevelStarted
+from autotune.domain.events import LevelMeasured, LevelProgress, LevelStarted, Notice
 from autotune.domain.hardware import Device
+from autotune.domain.level import Level
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import LoadCurve, Measurement
-from autotune.domain.ports import Cancelled, EventSink, LoadDriver, PowerMeter, RunningEngine
+from autotune.domain.ports import (
+    Cancelled,
+    EventSink,
+    LoadDriver,
+    PowerMeter,
+    PowerRecording,
+    RunningEngine,
+)
+from autotune.domain.power import PowerTrace
 from autotune.domain.progress import Progress, Steer
 from autotune.domain.prompts import shared_tokens
 from autotune.domain.scoring import score_level
 from autotune.domain.sla import Sla
 from autotune.domain.study import StudySpec
 from autotune.domain.window import Over, Stage, Warming, WindowRules, advance, closed_by_force
-from autotune.domain.workload import Level, PrefixHits
+from autotune.domain.workload import PrefixHits
 
 PAUSES_S = (0.0, 2.0, 8.0)
 """Waits before a level in which the client was late is driven again: a busy machine may calm down."""
@@ -30,6 +40,7 @@ MOST_RETREATS = 2
 EMPTY_TIMEOUT_S = 30.0
 """An engine that nobody asks any more must have nothing left to do by then."""
 POLL_S = 0.1
+QUEUE_COUNTERS = ("requests_running", "requests_waiting")
 CACHE_BLOCK_TOKENS = 16
 """Smallest block that engines share prefixes by: what can be shared at most is counted in these."""
 CACHE_TOLERANCE = 0.05
@@ -156,7 +167,7 @@ def _measure(bench: LoadBench, study: StudySpec, level: Level, *, final: bool, a
     pilot = _Pilot(rules, level, bench)
     with ExitStack() as stack:
         recording = stack.enter_context(bench.meter.window(bench.devices))
-        beside = [stack.enter_context(meter.window(bench.devices)) for meter in bench.beside]
+        beside = _open_beside(bench, level, stack)
         counting = stack.enter_context(bench.engine.counting())
         result = bench.driver.drive(
             bench.engine.endpoint,
@@ -165,10 +176,11 @@ def _measure(bench: LoadBench, study: StudySpec, level: Level, *, final: bool, a
             cancelled=bench.cancelled,
             steer=pilot.steer,
         )
-        power, around, counters = recording.trace(), tuple(b.trace() for b in beside), counting.trace()
+        power, counters = recording.trace(), counting.trace()
+        around = _traces_beside(bench, level, beside)
     if result.engine_died:
         raise EngineDiedUnderLoadError(level.label)
-    _await_empty(bench)
+    _await_empty(bench, level, counters)
     over = pilot.over()
     shared, total = shared_tokens(
         (request.prompt for request in plan.requests[: len(result.requests)]), block_tokens=CACHE_BLOCK_TOKENS
@@ -211,22 +223,54 @@ class _Pilot:
         raise BenchError(f"the load of {self.level.label} ended before its window began; lengthen the trace")
 
 
-def _await_empty(bench: LoadBench) -> None:
-    """Wait until the engine has nothing left to do, by its own counters; raises BenchError if it never has.
+def _open_beside(bench: LoadBench, level: Level, stack: ExitStack) -> list[PowerRecording]:
+    recordings = []
+    for meter in bench.beside:
+        with _dispensable(bench, level):
+            recordings.append(stack.enter_context(meter.window(bench.devices)))
+    return recordings
 
-    An engine without such counters had all its answers waited for by the driver.
+
+def _traces_beside(
+    bench: LoadBench, level: Level, recordings: Sequence[PowerRecording]
+) -> tuple[PowerTrace, ...]:
+    traces = []
+    for recording in recordings:
+        with _dispensable(bench, level):
+            traces.append(recording.trace())
+    return tuple(traces)
+
+
+@contextmanager
+def _dispensable(bench: LoadBench, level: Level) -> Iterator[None]:
+    """Go on without a meter that does not rank: its trace is missing from the level, and that is told."""
+    try:
+        yield
+    except BenchError as error:
+        bench.sink(Notice(f"trial {bench.number}: {level.label} has no watts of a meter beside: {error}"))
+
+
+def _await_empty(bench: LoadBench, level: Level, seen: CounterTrace) -> None:
+    """Wait until the engine has nothing left to do, by its own counters; ``seen`` are those of the level.
+
+    An engine that shows none had all its answers waited for by the driver; one that showed them and does not
+    answer any more is stuck. Raises BenchError if it is never empty, EngineDiedUnderLoadError if it dies of
+    the answers that were cut off.
     """
+    shows = any(name in seen.values for name in QUEUE_COUNTERS)
     deadline_s = time.monotonic() + EMPTY_TIMEOUT_S
     while time.monotonic() < deadline_s:
         if bench.cancelled():
             raise StudyCancelledError("stopped while the engine emptied")
+        if not bench.engine.alive():
+            raise EngineDiedUnderLoadError(level.label)
         counters = bench.engine.counters()
-        if not counters.get("requests_running", 0.0) + counters.get("requests_waiting", 0.0):
+        if (counters or not shows) and not any(counters.get(name) for name in QUEUE_COUNTERS):
             return
         time.sleep(POLL_S)
     raise BenchError(
-        f"the engine still works {EMPTY_TIMEOUT_S:g} s after its last request was answered or dropped; "
-        "something else sends it requests, or it does not notice that a client is gone"
+        f"the engine still works {EMPTY_TIMEOUT_S:g} s after the last request of {level.label} was answered "
+        "or dropped; it is stuck, does not notice that a client is gone, or something else sends it requests"
     )
 
 

@@ -13,13 +13,13 @@ from autotune.domain.errors import BenchError, DevicesBusyError, InfeasibleConfi
 from autotune.domain.events import Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
 from autotune.domain.feasibility import Setting, why_infeasible
 from autotune.domain.launch import FailureClass, Reaction
+from autotune.domain.level import Level
 from autotune.domain.node import NodeState
 from autotune.domain.ports import Archive, Cancelled, Catalog, EventSink, Outcome, Search, Suggestion
 from autotune.domain.recommendation import Candidate, candidates_of, finalists
 from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
 from autotune.domain.scoring import CurveScore, open_levels, score_curve
 from autotune.domain.study import StudySpec
-from autotune.domain.workload import Level
 from autotune.runs.drift_watch import DriftWatch
 
 ATTEMPTS_PER_TRIAL = 2

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from autotune import __version__
 from autotune.adapters import power_rapl
+from autotune.adapters.accelerator_constants import read_accelerators
 from autotune.adapters.devices import LocalInventory
 from autotune.adapters.engine_host import LocalEngineHost
 from autotune.adapters.load_clients import LoadClients
@@ -18,6 +19,7 @@ from autotune.adapters.power_dcgm import DcgmPowerMeter
 from autotune.adapters.power_estimated import EstimatedPowerMeter
 from autotune.adapters.power_ipmi import IpmiPowerMeter
 from autotune.adapters.power_nvml import NvmlPowerMeter
+from autotune.adapters.power_provisioned import ProvisionedPowerMeter
 from autotune.adapters.power_rapl import RaplPowerMeter
 from autotune.adapters.power_redfish import RedfishAccess, RedfishPowerMeter
 from autotune.adapters.preflight import LocalPreflight
@@ -26,12 +28,13 @@ from autotune.adapters.traffic_files import load_traffic
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.hardware import DeviceKind, Hardware
 from autotune.domain.launch import EngineEnvironment
+from autotune.domain.level import Level
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.planning import plan_load
 from autotune.domain.ports import Launcher, PowerMeter
 from autotune.domain.power import PowerBasis
 from autotune.domain.study import Ipmi, Redfish, StudySpec
-from autotune.domain.workload import Level
+from autotune.domain.traffic import Traffic
 from autotune.runs.launch import Bench
 from autotune.runs.levels import Planner
 from autotune.wiring.engines import environment_for, hardware_for
@@ -51,6 +54,7 @@ def bench_for(study: StudySpec, launcher: Launcher) -> Iterator[Bench]:
     traits = launcher.traits
     # Made before the first lease: it ends what a killed tuner left on the devices.
     host = LocalEngineHost(counters=traits.counters, reset_path=traits.reset_path)
+    traffic = traffic_of(study)
     with LoadClients() as driver:
         yield Bench(
             launcher=launcher,
@@ -62,13 +66,23 @@ def bench_for(study: StudySpec, launcher: Launcher) -> Iterator[Bench]:
             meter=meter_for(study, environment.kind),
             beside=meters_beside(study, environment.kind),
             preflight=LocalPreflight(),
-            plan=planner_for(study),
+            plan=planner_for(study, traffic),
             versions=versions_of(study, environment, hardware),
+            remarks=tuple(_left_out(traffic)),
         )
 
 
-def planner_for(study: StudySpec) -> Planner:
-    """Draws the requests of a study's levels; files are read and text is tokenised now. Raises InputError."""
+TrafficOf = Mapping[str, Traffic | None]
+"""What the files of a study's workloads hold, by workload."""
+
+
+def traffic_of(study: StudySpec) -> TrafficOf:
+    """Read the files of a study's workloads; raises InputError."""
+    return {workload.name: load_traffic(workload) for workload in study.workloads}
+
+
+def planner_for(study: StudySpec, traffic: TrafficOf) -> Planner:
+    """Draws the requests of a study's levels; text is tokenised now. Raises InputError."""
     files = ModelFiles()
     shape = files.shape(study.model)
     vocab_size = (shape.vocab_size if shape else 0) or FALLBACK_VOCAB_SIZE
@@ -76,7 +90,6 @@ def planner_for(study: StudySpec) -> Planner:
         w.name: prompt_maker(w, tokenizer=files.tokenizer(study.model), vocab_size=vocab_size)
         for w in study.workloads
     }
-    traffic = {w.name: load_traffic(w) for w in study.workloads}
 
     def plan(level: Level, duration_s: float, seed: int) -> LoadPlan:
         return plan_load(
@@ -89,6 +102,12 @@ def planner_for(study: StudySpec) -> Planner:
         )
 
     return plan
+
+
+def _left_out(traffic: TrafficOf) -> Iterator[str]:
+    for name, held in traffic.items():
+        if held is not None and held.left_out > 0:
+            yield f"workload {name}: {held.left_out:.1%} of its file are left out as too long or empty"
 
 
 def basis_for(study: StudySpec, kind: DeviceKind) -> PowerBasis:
@@ -112,6 +131,8 @@ def meter_for(study: StudySpec, kind: DeviceKind) -> PowerMeter:
             return RaplPowerMeter()
         case PowerBasis.ESTIMATED, DeviceKind.CPU:
             return EstimatedPowerMeter()
+        case PowerBasis.PROVISIONED, DeviceKind.CUDA:
+            return ProvisionedPowerMeter(read_accelerators())
     what = f"no meter here gives basis {basis.value!r} for {kind.value} devices"
     raise InputError(InputProblem("power.basis", what, "write `basis: auto`"))
 

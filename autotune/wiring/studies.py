@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import psutil
 
+from autotune.adapters import warden
 from autotune.adapters.archive import ArtifactArchive
 from autotune.adapters.model_files import ModelFiles
 from autotune.adapters.optuna_search import OptunaSearch, open_study
@@ -85,7 +86,7 @@ def tune(study: StudySpec, store: Store, sink: EventSink, cancelled: Cancelled) 
         status=StudyStatus.RUNNING,
         owner=_this_process(),
         spent_s=spent_s,
-        started_at=earlier.started_at if earlier else datetime.now(UTC).isoformat(timespec="seconds"),
+        started_at=earlier.started_at if earlier else _today(),
     )
     store.catalog.put_study(row)
     began_s = time.monotonic()
@@ -154,6 +155,8 @@ def _study_run(
             wall_time_s=study.budget.wall_time or 0.0,
         )
     )
+    for remark in bench.remarks:
+        sink(Notice(remark))
     return StudyRun(
         StudyParts(
             study=study,
@@ -183,17 +186,22 @@ def _resolved_model(model: str, study_file: Path) -> str:
 
 
 def _this_process() -> str:
-    """Names this process so that no later one is taken for it: host, pid, start time."""
-    me = psutil.Process()
-    return f"{socket.gethostname()} {me.pid} {me.create_time()}"
+    """Names this process so that no later one is taken for it: host, pid, start."""
+    return f"{socket.gethostname()} {os.getpid()} {_started(os.getpid())}"
 
 
 def _is_alive(owner: str) -> bool:
     """Whether the process that ``_this_process`` named still runs; on another host it may well."""
-    host, pid, created = owner.split()
-    if host != socket.gethostname():
-        return True
-    try:
-        return bool(psutil.Process(int(pid)).create_time() == float(created))
-    except psutil.NoSuchProcess:
-        return False
+    host, pid, started = owner.split()
+    return host != socket.gethostname() or _started(int(pid)) == started
+
+
+def _started(pid: int) -> str:
+    """When a process started, in ticks since boot, which no step of the clock moves; empty without one."""
+    process = warden.find(pid)
+    return str(process.started) if process else ""
+
+
+def _today() -> str:
+    """Date and time for people to read."""
+    return datetime.now(UTC).isoformat(timespec="seconds")  # noqa: TID251 - nothing is reckoned with it

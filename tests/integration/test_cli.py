@@ -47,7 +47,7 @@ measurement:
   window: 600ms
   longest_window: 1s
   final_window: 1s
-  requests: 60
+  longest_warmup: 1s
   most_levels: 3
   saturating_concurrency: 8
   start_timeout: 20s

@@ -147,6 +147,17 @@ def test_the_first_token_can_vary_too(tmp_path: Path) -> None:
     assert min(waits_s) < 0.040
 
 
+def test_whole_requests_can_vary_too(tmp_path: Path) -> None:
+    truth = tmp_path / "truth.jsonl"
+    settings = {"MOCK_TPOT_MS": "5", "MOCK_JITTER": "0", "MOCK_PACE_JITTER": "0.5"}
+    with mock(MOCK_LOG=str(truth), **settings) as (port, _):
+        for _ in range(8):
+            stream(port, 21)
+    lasted_s = [row["token_s"][-1] - row["token_s"][0] for row in logged(truth)]
+    # Without it none is done before its time.
+    assert min(lasted_s) < 20 * 0.005
+
+
 def test_the_log_names_requests_by_their_id_and_by_their_prompt(tmp_path: Path) -> None:
     truth = tmp_path / "truth.jsonl"
     with mock(MOCK_LOG=str(truth)) as (port, _):

@@ -9,9 +9,9 @@ import psutil
 import pytest
 from real_engine import launch, tiny_study
 
+from autotune.domain.level import Level
 from autotune.domain.power import PowerBasis
 from autotune.domain.scoring import SlaVerdict, score_at
-from autotune.domain.workload import Level
 
 
 @pytest.mark.engine

@@ -15,9 +15,10 @@ from autotune.adapters.synthetic_model import make_tiny_model
 from autotune.adapters.traffic_files import load_traffic, resolved_paths
 from autotune.cli.app import app
 from autotune.domain.errors import InputError
+from autotune.domain.level import Level
 from autotune.domain.planning import plan_load, planned_prefix_share
 from autotune.domain.prompts import RandomTokens
-from autotune.domain.workload import Level, Workload
+from autotune.domain.workload import Workload
 
 SYSTEM = "You are the keeper of a lighthouse and answer in the manner of one. " * 20
 SECRETS = [f"my account number is {number} and my name is Ada" for number in range(7000, 7040)]

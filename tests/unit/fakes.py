@@ -30,6 +30,7 @@ from autotune.domain.launch import (
     Phase,
     ProcessSpec,
 )
+from autotune.domain.level import Level
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import ClientHealth, LoadCurve, LoadResult, RequestRecord, RequestTable
 from autotune.domain.node import CoolDown, NodeState
@@ -41,7 +42,6 @@ from autotune.domain.prompts import RandomTokens
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
 from autotune.domain.space import SearchSpace
 from autotune.domain.study import StudySpec
-from autotune.domain.workload import Level
 from autotune.runs.levels import Planner
 
 T = TypeVar("T")

@@ -20,6 +20,7 @@ from autotune.domain.config import EngineConfig
 from autotune.domain.counters import CounterTrace
 from autotune.domain.errors import InputError
 from autotune.domain.launch import Failure, FailureClass, Phase
+from autotune.domain.level import Level
 from autotune.domain.measurement import ClientHealth, Measurement, RequestRecord, RequestTable, WindowEnd
 from autotune.domain.node import DeviceHealth, NodeState, XidCount
 from autotune.domain.power import (
@@ -33,7 +34,6 @@ from autotune.domain.power import (
 )
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.scoring import score_curve
-from autotune.domain.workload import Level
 
 WINDOW = Window(100.125, 103.1)
 NEVER_SENT = RequestRecord(due_s=100.5, error="not sent: the run ended")

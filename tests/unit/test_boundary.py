@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from synthetic_measurements import measurement, request
 
 from autotune.domain.boundary import BoundarySettings, Stop, next_level
+from autotune.domain.level import Level
 from autotune.domain.measurement import LoadCurve, Measurement
 from autotune.domain.power import Window
 from autotune.domain.scoring import score_curve, score_level
 from autotune.domain.sla import Bounds, JointSla, Sla
-from autotune.domain.workload import Level
 
 SETTINGS = BoundarySettings()
 SLA = JointSla(name="chat", slos=Bounds(ttft="500ms"))

@@ -28,11 +28,11 @@ from autotune.domain.counters import CounterTrace
 from autotune.domain.errors import BenchError, DevicesBusyError, StudyCancelledError
 from autotune.domain.events import LevelMeasured, LevelStarted, Notice, PhaseChanged
 from autotune.domain.launch import EngineDiedError, Evidence, FailureClass, Phase
+from autotune.domain.level import Level
 from autotune.domain.measurement import WindowEnd
 from autotune.domain.node import DeviceHealth, NodeState
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec
-from autotune.domain.workload import Level
 from autotune.runs import levels
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_measurements import measurement, request
 
+from autotune.domain.level import Level
 from autotune.domain.measurement import (
     CLIENT_CPU_LIMIT,
     CLIENT_LAG_LIMIT_S,
@@ -19,7 +20,6 @@ from autotune.domain.measurement import (
     RequestTable,
 )
 from autotune.domain.power import Window
-from autotune.domain.workload import Level
 
 WINDOW = Window(0.0, 100.0)
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_measurements import measurement, request, steady_power
 
+from autotune.domain.level import Level
 from autotune.domain.measurement import Measurement, RequestRecord
 from autotune.domain.power import EnergyVerdict, PowerBasis, Window
 from autotune.domain.scoring import SlaVerdict, score_at, score_curve, score_level
 from autotune.domain.sla import Bounds, JointSla, PercentileBounds, PercentileSla
 from autotune.domain.stats import BLOCKS
-from autotune.domain.workload import Level
 
 WINDOW = Window(0.0, 100.0)
 SLA = JointSla(name="chat", attainment=0.9, slos=Bounds(ttft="500ms"))

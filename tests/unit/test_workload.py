@@ -12,7 +12,8 @@ from pydantic import ValidationError
 
 from autotune.domain.arrivals import GammaArrivals, RampArrivals
 from autotune.domain.lengths import FixedLength, LogNormalLength, distribution
-from autotune.domain.workload import CHAT_MESSAGE_TOKENS, CHAT_TOKENS, Conversations, Level, Workload
+from autotune.domain.level import Level
+from autotune.domain.workload import CHAT_MESSAGE_TOKENS, CHAT_TOKENS, Conversations, Workload
 
 seeds = st.integers(0, 2**32 - 1)
 DRAWN = {"input_tokens": 10, "output_tokens": 5}
