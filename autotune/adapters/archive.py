@@ -136,6 +136,7 @@ def _level_json(measurement: Measurement) -> dict[str, Any]:
         "ended": measurement.ended,
         "steady": measurement.steady,
         "prefix_share": measurement.prefix_share,
+        "dispersion": measurement.dispersion,
         "health": asdict(measurement.health),
         "counters": list(measurement.counters.values),
         "meters": [
@@ -269,6 +270,7 @@ def _read_level(level: dict[str, Any], requests: pa.Table, series: _BySeries) ->
         ended=WindowEnd(level["ended"]),
         steady=level["steady"],
         prefix_share=level["prefix_share"],
+        dispersion=level["dispersion"],
     )
 
 

@@ -13,6 +13,7 @@ import os
 import selectors
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from types import TracebackType
 
 import numpy as np
@@ -24,7 +25,7 @@ from autotune.domain.errors import BenchError, StudyCancelledError
 from autotune.domain.launch import Endpoint
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import ClientHealth, LoadResult, RequestTable
-from autotune.domain.pacing import share_out
+from autotune.domain.pacing import share_out, shares
 from autotune.domain.ports import Cancelled
 from autotune.domain.progress import (
     EndedRequest,
@@ -113,8 +114,9 @@ class LoadClients:
         the connections needed.
         """
         RequestWriter(endpoint, plan)  # raises here what would else end a worker
-        parts = share_out(plan, self._processes or processes_for(plan))
-        joint = _JointDrive(self._have(len(parts)), plan)
+        clients = self._processes or processes_for(plan)
+        parts = share_out(plan, clients)
+        joint = _JointDrive(self._have(len(parts)), plan, shares(plan, clients))
         try:
             return joint.run(endpoint, parts, alive, cancelled, steer)
         except BaseException:
@@ -137,9 +139,12 @@ class LoadClients:
 class _JointDrive:
     """One drive, as seen over all of its workers: started together, steered together, merged."""
 
-    def __init__(self, workers: Sequence[LoadProcess], plan: LoadPlan) -> None:
+    def __init__(
+        self, workers: Sequence[LoadProcess], plan: LoadPlan, places: Sequence[Sequence[int]]
+    ) -> None:
         self._workers = workers
         self._plan = plan
+        self._places = places
         self._ready = 0
         self._done: dict[LoadProcess, Done] = {}
         self._due_s: Floats = np.zeros(0)
@@ -242,8 +247,14 @@ class _JointDrive:
 
     def _result(self) -> LoadResult:
         healths = [done.health for done in self._done.values()]
+        parts = [self._done[worker].requests for worker in self._workers]
         return LoadResult(
-            requests=RequestTable.concat([self._done[worker].requests for worker in self._workers]),
+            requests=RequestTable.concat(
+                [
+                    replace(part, planned=np.array(places, dtype=np.int64)[part.planned])
+                    for part, places in zip(parts, self._places, strict=True)
+                ]
+            ),
             started_s=self._started_s,
             health=ClientHealth(
                 lag_p99_s=max(health.lag_p99_s for health in healths),

@@ -75,6 +75,7 @@ class Exchange:
             output_tokens=self.counted_tokens,
             status=self.status,
             reasoning_chunks=self.reasoning_chunks,
+            planned=self.index,
             error=self.error,
         )
 

@@ -34,7 +34,7 @@ class CounterTrace:
         if known is None:
             return None
         time_s, values = known
-        inside = values[(time_s >= window.start_s) & (time_s < window.end_s)]
+        inside = values[window.holds(time_s)]
         return float(inside.mean()) if len(inside) else None
 
     def prefix_hit_rate(self, window: Window) -> float | None:

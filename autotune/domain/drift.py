@@ -34,10 +34,6 @@ class DriftSpec(BaseModel):
     )
     action: DriftAction = Field(DriftAction.REPORT, description="on a drift beyond the noise")
 
-    def is_due(self, launches: int) -> bool:
-        """Whether the reference comes next, after so many launches; it comes first of all."""
-        return self.every is not None and launches % self.every == 0
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
@@ -127,11 +123,6 @@ def correction(references: Sequence[Reference], node: str, index: int) -> float:
     against_first = [drift_between(on_node[0], reference) for reference in on_node]
     levels = [1 + drift.change if drift.beyond_noise else 1.0 for drift in against_first]
     return float(1 / np.interp(index, [reference.index for reference in on_node], levels))
-
-
-def cooled(now_c: float, start_c: float, tolerance_c: float) -> bool:
-    """Whether a device is back at its start temperature; one that tells none (NaN) is not waited for."""
-    return not now_c > start_c + tolerance_c
 
 
 def _on(node: str, references: Sequence[Reference]) -> list[Reference]:

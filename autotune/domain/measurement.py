@@ -29,6 +29,7 @@ REQUEST_COLUMNS = (
     "output_tokens",
     "status",
     "reasoning_chunks",
+    "planned",
 )
 """Columns of a RequestTable with one number for each request."""
 
@@ -38,8 +39,8 @@ class RequestRecord:
     """One request as the client saw it; monotonic seconds, NaN for what never happened.
 
     ``chunk_s`` are the arrivals of the chunks that carried tokens, and ``output_tokens`` the server's own
-    count of them. ``reasoning_chunks`` of the chunks carried reasoning, not answer. ``error`` is empty for a
-    request that finished.
+    count of them. ``reasoning_chunks`` of the chunks carried reasoning, not answer. ``planned`` is its place
+    in the plan. ``error`` is empty for a request that finished.
     """
 
     due_s: float
@@ -50,6 +51,7 @@ class RequestRecord:
     output_tokens: int = 0
     status: int = 0
     reasoning_chunks: int = 0
+    planned: int = 0
     error: str = ""
 
 
@@ -68,6 +70,7 @@ class RequestTable:
     output_tokens: NDArray[np.int64]
     status: NDArray[np.int64]
     reasoning_chunks: NDArray[np.int64]
+    planned: NDArray[np.int64]
     error: tuple[str, ...]
     chunk_s: Floats
     chunk_end: NDArray[np.int64]
@@ -83,6 +86,7 @@ class RequestTable:
             output_tokens=np.array([r.output_tokens for r in records], dtype=np.int64),
             status=np.array([r.status for r in records], dtype=np.int64),
             reasoning_chunks=np.array([r.reasoning_chunks for r in records], dtype=np.int64),
+            planned=np.array([r.planned for r in records], dtype=np.int64),
             error=tuple(r.error for r in records),
             chunk_s=np.array([at for r in records for at in r.chunk_s], dtype=np.float64),
             chunk_end=np.cumsum([len(r.chunk_s) for r in records], dtype=np.int64),
@@ -255,7 +259,8 @@ class Measurement:
 
     ``power`` is of the reserved devices, on the basis that ranks; ``beside`` what other meters saw meanwhile.
     ``steady`` is false where the window was opened although the load had not settled. ``prefix_share`` is the
-    share of prompt tokens that a prefix cache could have served at most.
+    share of the window's prompt tokens that a prefix cache could have served at most. ``dispersion`` is that
+    of the arrivals' counts, variance / mean: 1 for Poisson.
     """
 
     level: Level
@@ -268,11 +273,12 @@ class Measurement:
     ended: WindowEnd = WindowEnd.BUDGET
     steady: bool = True
     prefix_share: float = 0.0
+    dispersion: float = 1.0
 
     @property
     def due_in_window(self) -> Bools:
         """Which requests count: those due inside the window."""
-        return (self.requests.due_s >= self.window.start_s) & (self.requests.due_s < self.window.end_s)
+        return self.window.holds(self.requests.due_s)
 
     @property
     def sustained_rps(self) -> float:
@@ -286,8 +292,7 @@ class Measurement:
     @property
     def throughput_tok_per_s(self) -> float:
         """Output tokens that arrived inside the window, of whatever requests, per second."""
-        at_s = self.requests.chunk_s
-        inside = (at_s >= self.window.start_s) & (at_s < self.window.end_s)
+        inside = self.window.holds(self.requests.chunk_s)
         return float(self.requests.chunk_tokens[inside].sum()) / self.window.length_s
 
     @property
@@ -308,7 +313,8 @@ class Measurement:
         if self.ended is WindowEnd.OVERSATURATED:
             return True
         queue = in_flight(self.requests.due_s, self.requests.finished_s, sample_times(self.window))
-        return queue_growth(queue, self.window, self.level.rate_rps) > TELLING_GROWTH
+        growth = queue_growth(queue, self.window, self.level.rate_rps, dispersion=self.dispersion)
+        return growth > TELLING_GROWTH
 
 
 LoadCurve = tuple[Measurement, ...]

@@ -99,26 +99,30 @@ def conversations(plan: LoadPlan) -> list[int]:
     return roots
 
 
-def share_out(plan: LoadPlan, clients: int) -> tuple[LoadPlan, ...]:
-    """Split a plan between clients: conversations in turn, and closed-loop slots evenly.
+def shares(plan: LoadPlan, clients: int) -> list[list[int]]:
+    """Places in a plan by the client that sends them: conversations in turn, each whole.
 
-    At most as many parts as there are slots; conversations stay whole.
+    At most as many clients as there are slots.
     """
     clients = min(clients, plan.concurrency or clients)
     roots = conversations(plan)
     client_of = {root: place % clients for place, root in enumerate(dict.fromkeys(roots))}
     parts: list[list[int]] = [[] for _ in range(clients)]
-    places: list[int] = []
     for index, root in enumerate(roots):
-        part = parts[client_of[root]]
-        places.append(len(part))
-        part.append(index)
-    slots, extra = divmod(plan.concurrency or 0, clients)
+        parts[client_of[root]].append(index)
+    return parts
+
+
+def share_out(plan: LoadPlan, clients: int) -> tuple[LoadPlan, ...]:
+    """Split a plan between clients as ``shares`` says, and closed-loop slots evenly."""
+    parts = shares(plan, clients)
+    place_in_part = {index: place for part in parts for place, index in enumerate(part)}
+    slots, extra = divmod(plan.concurrency or 0, len(parts))
     return tuple(
         replace(
             plan,
             requests=tuple(
-                request if request.after is None else replace(request, after=places[request.after])
+                request if request.after is None else replace(request, after=place_in_part[request.after])
                 for request in (plan.requests[index] for index in part)
             ),
             concurrency=None if plan.concurrency is None else slots + (client < extra),

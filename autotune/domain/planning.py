@@ -65,8 +65,8 @@ def plan_load(
 
 def planned_prefix_share(plan: LoadPlan, *, block_tokens: int) -> float:
     """Share of a plan's prompt tokens that a prefix cache of any size finds, where none was sent before."""
-    shared, total = shared_tokens((r.prompt for r in plan.requests), block_tokens=block_tokens)
-    return shared / total if total else 0.0
+    shared, totals = shared_tokens((r.prompt for r in plan.requests), block_tokens=block_tokens)
+    return float(shared.sum() / max(totals.sum(), 1))
 
 
 @dataclass(frozen=True, slots=True)

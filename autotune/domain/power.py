@@ -45,10 +45,9 @@ class EnergyVerdict(StrEnum):
 
 
 class PowerScope(StrEnum):
-    """What one device's watts cover: a sensor of a whole module sees its CPU's share and memory too."""
+    """What one device's watts cover; of a module of CPU and GPU the GPU alone is asked for."""
 
     GPU = "gpu"
-    MODULE = "module"
     PACKAGE = "package"
     NODE = "node"
     CORE = "core"
@@ -137,6 +136,15 @@ class Window:
         """Seconds."""
         return self.end_s - self.start_s
 
+    def holds(self, at_s: Floats) -> NDArray[np.bool_]:
+        """Which moments lie in it."""
+        return (at_s >= self.start_s) & (at_s < self.end_s)
+
+    def sums(self, at_s: Floats, weights: Floats | None = None, *, blocks: int) -> Floats:
+        """Sums (counts without weights) of what happened in each of so many equal blocks."""
+        sums, _ = np.histogram(at_s, bins=blocks, range=(self.start_s, self.end_s), weights=weights)
+        return sums.astype(np.float64)
+
     def blocks(self, count: int) -> tuple[Window, ...]:
         """Cut into ``count`` equal windows."""
         edges = np.linspace(self.start_s, self.end_s, count + 1)
@@ -197,7 +205,7 @@ def energy_in(trace: PowerTrace, window: Window) -> Energy:
 def _disturbances(device: DevicePower, window: Window) -> list[str]:
     """Codes of what makes a device's joules another's, or those of another state than it settles in."""
     at = device.conditions
-    inside = (at.time_s >= window.start_s) & (at.time_s < window.end_s)
+    inside = window.holds(at.time_s)
     held_back = Slowdown(int(np.bitwise_or.reduce(at.slowdown[inside], initial=0)))
     codes = []
     if Slowdown.THERMAL in held_back:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant"]
 
@@ -54,15 +55,18 @@ class RandomTokens:
         raise ValueError("chat prompts are text; a tokenizer is needed to make them")
 
 
-def shared_tokens(prompts: Iterable[Sequence[Segment]], *, block_tokens: int) -> tuple[int, int]:
-    """Tokens of prompts, in order, that a prefix cache of any size could serve, and all their tokens.
+def shared_tokens(
+    prompts: Iterable[Sequence[Segment]], *, block_tokens: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Tokens of each of some prompts, in order, that a prefix cache of any size could serve, and all of each.
 
     A cache keeps whole blocks alone, and the last block of a prompt is always computed (vLLM, SGLang and
     TensorRT-LLM all need at least one token to run on).
     """
     # A number for each sequence of segments that some prompt began with, by that of all but its last.
     known: dict[tuple[int, int, int], int] = {}
-    shared = total = 0
+    shared: list[int] = []
+    totals: list[int] = []
     for segments in prompts:
         head = tokens = found = 0
         for segment in segments:
@@ -71,6 +75,6 @@ def shared_tokens(prompts: Iterable[Sequence[Segment]], *, block_tokens: int) ->
             if step in known:
                 found = tokens
             head = known.setdefault(step, len(known) + 1)
-        total += tokens
-        shared += min(found, tokens - 1) // block_tokens * block_tokens
-    return shared, total
+        totals.append(tokens)
+        shared.append(min(found, tokens - 1) // block_tokens * block_tokens)
+    return np.array(shared, dtype=np.int64), np.array(totals, dtype=np.int64)

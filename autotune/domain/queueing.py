@@ -28,10 +28,11 @@ def in_flight(due_s: Floats, finished_s: Floats, at_s: Floats) -> Floats:
     return (np.searchsorted(due, at_s, "right") - np.searchsorted(ended, at_s, "right")).astype(np.float64)
 
 
-def queue_growth(queue: Floats, window: Window, rate_rps: float) -> float:
+def queue_growth(queue: Floats, window: Window, rate_rps: float, *, dispersion: float = 1.0) -> float:
     """Growth of requests in flight through a window, by a straight line, over what chance explains.
 
-    In standard deviations of arrivals less departures, were both Poisson at the offered rate.
+    In standard deviations of arrivals less departures: arrivals of that dispersion (variance / mean of their
+    counts), departures as Poisson has them, both at the offered rate.
     """
     grown = float(np.polyfit(np.linspace(0.0, 1.0, len(queue)), queue, 1)[0])
-    return grown / math.sqrt(2 * max(rate_rps * window.length_s, 1.0))
+    return grown / math.sqrt((1 + dispersion) * max(rate_rps * window.length_s, 1.0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autotune.domain.accelerators import AcceleratorTable
@@ -60,6 +60,11 @@ class Standing:
     def holds(self) -> bool:
         """Whether the figures keep the SLA, or at least do not show that it is missed."""
         return self.figures.verdict is not SlaVerdict.MISSED
+
+    @property
+    def may_win(self) -> bool:
+        """Whether it can be recommended: what ranks must have been measured, and validly."""
+        return self.holds and self.figures.objective > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +128,7 @@ def recommend(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Re
     """
     standings = _on_one_node([s for c in candidates if (s := standing(c, sla, study)) is not None])
     finalists = [s for s in standings if s.confirmed]
-    eligible = [s for s in finalists or standings if s.holds]
+    eligible = [s for s in finalists or standings if s.may_win]
     # By configuration, not purpose: production may run the defaults.
     defaults = study.default_config()
     best = max(eligible, key=lambda s: s.figures.objective, default=None)
@@ -133,7 +138,7 @@ def recommend(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Re
         defaults=next((s for s in standings if s.candidate.row.config.key == defaults.key), None),
         baseline=next((s for s in standings if s.candidate.row.purpose is Purpose.BASELINE), None),
         has_baseline=study.baseline is not None,
-        reason=_reason(best, candidates, sla, study),
+        reason=_reason(best, standings, candidates, sla),
     )
 
 
@@ -146,14 +151,17 @@ def _on_one_node(standings: Sequence[Standing]) -> Sequence[Standing]:
     return [s for s in standings if s.launch.node == nodes.most_common(1)[0][0]]
 
 
-def finalists(study: StudySpec, candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+def finalists(
+    study: StudySpec, candidates: Sequence[Candidate], factor: Callable[[Candidate], float] = lambda _: 1.0
+) -> tuple[Candidate, ...]:
     """Who is launched again: each SLA's best, and with them the defaults and the production baseline.
 
-    Interleaved, the references between the winners, so that a drift of the machine favours nobody.
+    ``factor`` corrects a candidate's objectives for drift. Interleaved, the references between the winners,
+    so that a drift of the machine favours nobody.
     """
     winners: list[Candidate] = []
     for sla in study.slas:
-        scored = [(c.score(sla, study).objective, c) for c in candidates]
+        scored = [(c.score(sla, study).objective * factor(c), c) for c in candidates]
         best = max(scored, key=lambda pair: pair[0], default=None)
         if best and best[0] > 0 and best[1] not in winners:
             winners.append(best[1])
@@ -182,9 +190,11 @@ def candidates_of(rows: Sequence[TrialRow], records: Sequence[LaunchRecord]) -> 
     )
 
 
-def _reason(best: Standing | None, candidates: Sequence[Candidate], sla: Sla, study: StudySpec) -> str:
+def _reason(
+    best: Standing | None, standings: Sequence[Standing], candidates: Sequence[Candidate], sla: Sla
+) -> str:
     if best is None:
-        return _why_withheld(candidates, sla, study)
+        return _why_withheld(standings, candidates, sla)
     if not best.confirmed:
         return "measured once: no final launch confirmed it"
     if best.figures.verdict is SlaVerdict.NOT_SHOWN:
@@ -192,9 +202,13 @@ def _reason(best: Standing | None, candidates: Sequence[Candidate], sla: Sla, st
     return ""
 
 
-def _why_withheld(candidates: Sequence[Candidate], sla: Sla, study: StudySpec) -> str:
+def _why_withheld(standings: Sequence[Standing], candidates: Sequence[Candidate], sla: Sla) -> str:
     if not candidates:
         return "no configuration was measured"
-    if all(standing(c, sla, study) is None for c in candidates):
+    if not standings:
         return f"no configuration met {sla.name} at any measured load"
+    invalid = [s for s in standings if s.holds and not s.may_win]
+    if invalid:
+        reasons = ", ".join(invalid[0].figures.energy_reasons)
+        return f"no configuration kept {sla.name} in a window whose energy is valid: {reasons}"
     return f"no configuration kept {sla.name} when it was launched again"

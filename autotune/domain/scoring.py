@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from autotune.domain.measurement import Floats, LoadCurve, Measurement, WindowEnd
-from autotune.domain.power import EnergyVerdict, PowerBasis, PowerScope, Window, energy_in
+from autotune.domain.power import EnergyVerdict, PowerBasis, PowerScope, energy_in
 from autotune.domain.sla import Sla, good_requests, keeping_requests
 from autotune.domain.stats import BLOCKS, Interval, proportion_interval, repeat_interval, requests_to_show
 
@@ -102,10 +102,12 @@ def score_level(measurement: Measurement, sla: Sla) -> LevelScore:
     due = measurement.due_in_window
     good = good_requests(requests, sla)
     of_good = good[requests.chunk_owner]
-    block_tokens = _by_block(requests.chunk_s[of_good], window, requests.chunk_tokens[of_good])
-    tokens_by_due = _by_block(requests.due_s[good], window, requests.output_tokens[good].astype(np.float64))
-    block_good = _by_block(requests.due_s[good], window)
-    block_due = _by_block(requests.due_s, window)
+    block_tokens = window.sums(requests.chunk_s[of_good], requests.chunk_tokens[of_good], blocks=BLOCKS)
+    tokens_by_due = window.sums(
+        requests.due_s[good], requests.output_tokens[good].astype(np.float64), blocks=BLOCKS
+    )
+    block_good = window.sums(requests.due_s[good], blocks=BLOCKS)
+    block_due = window.sums(requests.due_s, blocks=BLOCKS)
     energy = energy_in(measurement.power, window)
     joules = np.array([energy_in(measurement.power, block).joules for block in window.blocks(BLOCKS)])
     seconds = np.full(BLOCKS, window.length_s / BLOCKS)
@@ -195,21 +197,15 @@ def _verdict(measurement: Measurement, sla: Sla) -> SlaVerdict:
     if measurement.oversaturated:
         return SlaVerdict.MISSED
     requests, window = measurement.requests, measurement.window
-    offered = _by_block(requests.due_s, window)
+    offered = window.sums(requests.due_s, blocks=BLOCKS)
     verdict = SlaVerdict.MET if offered.any() else SlaVerdict.NOT_SHOWN
     for bounds, share in sla.goals():
-        kept = _by_block(requests.due_s[keeping_requests(requests, bounds)], window)
+        kept = window.sums(requests.due_s[keeping_requests(requests, bounds)], blocks=BLOCKS)
         if kept.sum() < share * offered.sum():
             return SlaVerdict.MISSED
         if proportion_interval(kept, offered).low < share:
             verdict = SlaVerdict.NOT_SHOWN
     return verdict
-
-
-def _by_block(at_s: Floats, window: Window, weights: Floats | None = None) -> Floats:
-    """Sums (counts without weights) of what happened in each of the window's BLOCKS."""
-    sums, _ = np.histogram(at_s, bins=BLOCKS, range=(window.start_s, window.end_s), weights=weights)
-    return sums.astype(np.float64)
 
 
 def _percentiles(values: Floats) -> dict[int, float]:

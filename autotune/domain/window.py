@@ -28,13 +28,10 @@ SURE_GROWTH = 3.0
 """Where the question is put every second, a queue must have outgrown chance by so many deviations."""
 NO_GROWTH = 1.0
 """A window whose queue outgrew chance by more than this is not ended for being precise: time will tell."""
-TURNOVERS = 1.5
-"""Warming up takes so many times what a request takes."""
-FEW, MANY = 5, 20
-"""Requests that must have ended before a load is called steady, and before it is called too high.
-
-The first to end are the short ones: they say too little of how long requests take.
-"""
+FEW = 5
+"""Requests that must have come due in the first quarter before a load can be called steady or too high."""
+TURNED_OVER = 0.95
+"""Share of them that must have ended, each within half the time so far."""
 LONGEST_TAIL_S = 15.0
 """Load goes on no longer than this after a window; what is not finished by then ends without load."""
 
@@ -44,11 +41,12 @@ class WindowRules:
     """What a window must achieve and may cost; seconds.
 
     ``precision`` is the half-width of the 90 % interval of throughput as a share of it. ``rate_rps`` is None
-    in closed loop, where nothing can over-saturate.
+    in closed loop, where nothing can over-saturate; ``dispersion`` is that of the arrivals.
     """
 
     slas: tuple[Sla, ...]
     rate_rps: float | None
+    dispersion: float
     warmup_s: float
     longest_warmup_s: float
     shortest_s: float
@@ -142,11 +140,9 @@ def _warming(progress: Progress, rules: WindowRules) -> Stage:
     elapsed_s = progress.at_s - progress.started_s
     if elapsed_s < rules.warmup_s:
         return Warming()
-    # Until the first requests are through, a queue that fills looks like one that grows.
-    ended = int(progress.ended.ok.sum())
-    turned_over = ended >= FEW and elapsed_s >= TURNOVERS * _typical_s(progress)
+    turned_over = _has_turned_over(progress, elapsed_s)
     since = Window(progress.started_s + elapsed_s / 2, progress.at_s)
-    if turned_over and ended >= MANY and _outgrown(progress, since, _growth(progress, since, rules)):
+    if turned_over and _outgrown(progress, since, _growth(progress, since, rules)):
         return Over(since, WindowEnd.OVERSATURATED, steady=False, complete=False)
     steady = turned_over and _has_no_trend(progress, since)
     if steady or elapsed_s >= rules.longest_warmup_s:
@@ -171,25 +167,29 @@ def _measuring(stage: Measuring, progress: Progress, rules: WindowRules) -> Stag
 def _finishing(stage: Finishing, progress: Progress) -> Stage:
     window = stage.window
     due, ended = progress.due_s, progress.ended.due_s
-    open_requests = _inside(due, window).sum() - _inside(ended, window).sum()
+    open_requests = window.holds(due).sum() - window.holds(ended).sum()
     if open_requests and progress.at_s < window.end_s + LONGEST_TAIL_S:
         return stage
     return Over(window, stage.end, stage.steady, complete=not open_requests)
 
 
-def _typical_s(progress: Progress) -> float:
-    """How long a request takes, by the first half of those that ended: they found the shortest queue."""
+def _has_turned_over(progress: Progress, elapsed_s: float) -> bool:
+    """Whether the first requests are through: until then a queue that fills looks like one that grows.
+
+    Asked of those that came due first, and not of those that ended first: these are the short ones.
+    """
+    first_until_s = progress.started_s + elapsed_s / 4
+    due = int((progress.due_s < first_until_s).sum())
     ended = progress.ended
-    due_s, finished_s = ended.due_s[ended.ok], ended.finished_s[ended.ok]
-    first = due_s <= np.median(due_s)
-    return float(np.percentile(finished_s[first] - due_s[first], 90))
+    quick = (ended.due_s < first_until_s) & (ended.finished_s - ended.due_s <= elapsed_s / 2)
+    return due >= FEW and int(quick.sum()) >= TURNED_OVER * due
 
 
 def _has_no_trend(progress: Progress, since: Window) -> bool:
     """Whether neither the queue nor the throughput moves."""
     ended = progress.ended
     queue = in_flight(progress.due_s, ended.finished_s, sample_times(since))
-    tokens = _by_block(ended.finished_s, since, ended.output_tokens.astype(np.float64))
+    tokens = since.sums(ended.finished_s, ended.output_tokens.astype(np.float64), blocks=BLOCKS)
     return not trend(queue).significant and not trend(tokens).significant
 
 
@@ -198,7 +198,7 @@ def _growth(progress: Progress, window: Window, rules: WindowRules) -> float:
     if rules.rate_rps is None:
         return 0.0
     queue = in_flight(progress.due_s, progress.ended.finished_s, sample_times(window))
-    return queue_growth(queue, window, rules.rate_rps)
+    return queue_growth(queue, window, rules.rate_rps, dispersion=rules.dispersion)
 
 
 def _outgrown(progress: Progress, window: Window, growth: float) -> bool:
@@ -212,7 +212,7 @@ def _outgrown(progress: Progress, window: Window, growth: float) -> bool:
 def _ttft_rises(progress: Progress, window: Window) -> bool:
     ended = progress.ended
     order = np.argsort(ended.due_s)
-    ttft_s = ended.ttft_s[order][_inside(ended.due_s[order], window)]
+    ttft_s = ended.ttft_s[order][window.holds(ended.due_s[order])]
     ttft_s = ttft_s[np.isfinite(ttft_s)]
     if len(ttft_s) < SAMPLES:
         return False
@@ -223,7 +223,7 @@ def _ttft_rises(progress: Progress, window: Window) -> bool:
 def _is_precise(progress: Progress, window: Window, rules: WindowRules) -> bool:
     """Whether throughput is known well enough, and each SLA is shown to be kept or to be missed."""
     ended = progress.ended
-    offered = _by_block(ended.due_s, window)
+    offered = window.sums(ended.due_s, blocks=BLOCKS)
     if not offered.any():
         return False
     doomed = bool(rules.slas)
@@ -235,7 +235,7 @@ def _is_precise(progress: Progress, window: Window, rules: WindowRules) -> bool:
     if doomed:
         # No user of this level's figures is left: precision would buy nothing.
         return True
-    tokens = _by_block(ended.due_s, window, ended.output_tokens.astype(np.float64))
+    tokens = window.sums(ended.due_s, ended.output_tokens.astype(np.float64), blocks=BLOCKS)
     if not tokens.any():
         return False
     interval = ratio_interval(tokens, np.full(BLOCKS, window.length_s / BLOCKS))
@@ -248,17 +248,8 @@ def _shown(
 ) -> bool | None:
     """Whether a share of requests keeps some bounds, as far as its interval shows; None where it does not."""
     ended = progress.ended
-    kept = _by_block(ended.due_s[keeping_requests(ended, bounds)], window)
+    kept = window.sums(ended.due_s[keeping_requests(ended, bounds)], blocks=BLOCKS)
     interval = proportion_interval(kept, offered)
     if interval.low >= share:
         return True
     return False if interval.high < share else None
-
-
-def _inside(at_s: Floats, window: Window) -> NDArray[np.bool_]:
-    return (at_s >= window.start_s) & (at_s < window.end_s)
-
-
-def _by_block(at_s: Floats, window: Window, weights: Floats | None = None) -> Floats:
-    sums, _ = np.histogram(at_s, bins=BLOCKS, range=(window.start_s, window.end_s), weights=weights)
-    return sums.astype(np.float64)

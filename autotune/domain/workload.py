@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -15,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from autotune.domain.arrivals import Arrivals
+from autotune.domain.arrivals import Arrivals, GammaArrivals, RampArrivals
 from autotune.domain.lengths import Length, distribution
 from autotune.domain.load_plan import Api
 from autotune.domain.quantities import DurationS
@@ -126,6 +127,20 @@ class Workload(_Part):
     def pacing(self) -> Arrivals:
         """How requests, or conversations, arrive."""
         return self.arrivals or ("trace" if self.trace else "poisson")
+
+    @property
+    def dispersion(self) -> float:
+        """Variance / mean of arrival counts over times longer than a gap; infinite on a wave.
+
+        There a queue that rises with the wave cannot be told from one that only grows.
+        """
+        match self.pacing:
+            case GammaArrivals(gamma=gamma):
+                return gamma.cv**2
+            case RampArrivals():
+                return math.inf
+            case _:
+                return 1.0
 
     @property
     def has_real_text(self) -> bool:

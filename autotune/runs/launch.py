@@ -24,7 +24,7 @@ from autotune.domain.launch import (
 )
 from autotune.domain.level import Level
 from autotune.domain.measurement import LoadCurve, Measurement
-from autotune.domain.node import NodeState, faults, new_faults
+from autotune.domain.node import NodeState, faults, new_faults, warnings
 from autotune.domain.ports import (
     Cancelled,
     EngineHost,
@@ -39,14 +39,8 @@ from autotune.domain.ports import (
 from autotune.domain.power import mean_power_w
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec
-from autotune.runs.levels import (
-    EngineDiedUnderLoadError,
-    LoadBench,
-    Planner,
-    given_levels,
-    measure_levels,
-    search_levels,
-)
+from autotune.runs.levels import given_levels, measure_levels, search_levels
+from autotune.runs.measure import EngineDiedUnderLoadError, LoadBench, Planner
 
 FIRST_ANSWER_TOKENS = 4
 
@@ -173,6 +167,10 @@ class _Launch:
             state = bench.preflight.check(devices)
             idle_w = mean_power_w(recording.trace())
         self._before = replace(state, idle_power_w=idle_w)
+        known = warnings(task.start) if task.start else ()
+        for warning in warnings(state):
+            if warning.partition(":")[0] not in [text.partition(":")[0] for text in known]:
+                self._sink(Notice(f"trial {task.number}: {warning}"))
         if at_fault := faults(state):
             raise BenchError(f"the node is at fault: {'; '.join(at_fault)}")
 

@@ -92,7 +92,8 @@ class StudyRun:
         self._launch_given(self._first())
         while self._may_launch(then_finals=True) and (suggestion := self._parts.search.ask()) is not None:
             self._try(suggestion, Purpose.SEARCH)
-            self._drift.after_launch(self._reference(), self._references_again())
+            if budget.was_judged(self._rows[suggestion.number]):
+                self._drift.after_launch(self._reference(), self._references_again())
         self._launch_given(self._references_without_verdict())
         self._finals()
 
@@ -289,13 +290,17 @@ class StudyRun:
     def _finals(self) -> None:
         finals = [row for row in self._rows.values() if row.purpose is Purpose.FINAL]
         done = {row.final_of for row in finals if budget.was_judged(row)}
-        for candidate in finalists(self._study, self._candidates()):
+        for candidate in finalists(self._study, self._candidates(), self._drift_factor):
             if candidate.row.number in done or not self._covers(
                 budget.finals(tuple(self._rows.values()), self._study, 1)
             ):
                 continue
             suggestion = self._parts.search.begin(candidate.row.config)
             self._launch(self._order_again(suggestion, Purpose.FINAL, candidate))
+
+    def _drift_factor(self, candidate: Candidate) -> float:
+        """What a candidate's objectives are multiplied by; its final needs none, for it comes last."""
+        return self._drift.factor(candidate.launch.node, candidate.launch.number)
 
     def _operating_points(self, candidate: Candidate) -> dict[str, Level]:
         """The candidate's own operating point for every SLA that it met."""

@@ -36,7 +36,7 @@ from autotune.domain.power import PowerBasis
 from autotune.domain.study import Ipmi, Redfish, StudySpec
 from autotune.domain.traffic import Traffic
 from autotune.runs.launch import Bench
-from autotune.runs.levels import Planner
+from autotune.runs.measure import Planner
 from autotune.wiring.engines import environment_for, hardware_for
 
 FALLBACK_VOCAB_SIZE = 32_000

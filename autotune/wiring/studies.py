@@ -88,15 +88,17 @@ def tune(study: StudySpec, store: Store, sink: EventSink, cancelled: Cancelled) 
         spent_s=spent_s,
         started_at=earlier.started_at if earlier else _today(),
     )
-    store.catalog.put_study(row)
-    began_s = time.monotonic()
-    status = StudyStatus.INTERRUPTED
-    try:
-        with bench_for(study, launcher_of(study.engine.name)) as bench:
+    # The bench first: a study whose files cannot be read has not begun, and leaves its name free.
+    with bench_for(study, launcher_of(study.engine.name)) as bench:
+        store.catalog.put_study(row)
+        began_s = time.monotonic()
+        status = StudyStatus.INTERRUPTED
+        try:
             _study_run(study, bench, store, sink, cancelled, spent_s=spent_s).run()
-        status = StudyStatus.FINISHED
-    finally:
-        store.catalog.put_study(replace(row, status=status, spent_s=spent_s + time.monotonic() - began_s))
+            status = StudyStatus.FINISHED
+        finally:
+            now_spent_s = spent_s + time.monotonic() - began_s
+            store.catalog.put_study(replace(row, status=status, spent_s=now_spent_s))
 
 
 def _claim(study: StudySpec, store: Store) -> StudyRow | None:

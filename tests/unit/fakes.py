@@ -42,7 +42,7 @@ from autotune.domain.prompts import RandomTokens
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
 from autotune.domain.space import SearchSpace
 from autotune.domain.study import StudySpec
-from autotune.runs.levels import Planner
+from autotune.runs.measure import Planner
 
 T = TypeVar("T")
 WINDOW = Window(0.0, 30.0)

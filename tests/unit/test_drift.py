@@ -14,7 +14,6 @@ from autotune.domain.drift import (
     DriftAction,
     DriftSpec,
     Reference,
-    cooled,
     correction,
     drift_between,
     drifts,
@@ -144,22 +143,8 @@ def test_a_reference_outside_its_interval_is_refused() -> None:
         Reference(index=0, node="n1", value=10.0, interval=Interval(11.0, 12.0))
 
 
-def test_the_reference_is_due_at_the_start_and_every_so_many_launches() -> None:
-    spec = DriftSpec(every=4)
-    assert [launches for launches in range(10) if spec.is_due(launches)] == [0, 4, 8]
-    assert spec.action is DriftAction.REPORT
-    assert not any(DriftSpec().is_due(launches) for launches in range(10))
-
-
 def test_a_study_file_says_what_to_do() -> None:
     assert DriftSpec.model_validate({"every": 3, "action": "stop"}).action is DriftAction.STOP
     for wrong in ({"every": 0}, {"action": "panic"}, {"evry": 3}):
         with pytest.raises(ValidationError):
             DriftSpec.model_validate(wrong)
-
-
-@pytest.mark.parametrize(
-    ("now_c", "is_cool"), [(33.0, True), (35.0, True), (35.1, False), (20.0, True), (math.nan, True)]
-)
-def test_a_device_has_cooled_when_it_is_back_within_the_tolerance(now_c: float, is_cool: bool) -> None:
-    assert cooled(now_c, start_c=32.0, tolerance_c=3.0) is is_cool

@@ -33,7 +33,7 @@ from autotune.domain.measurement import WindowEnd
 from autotune.domain.node import DeviceHealth, NodeState
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec
-from autotune.runs import levels
+from autotune.runs import measure
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 
 QUICK = {
@@ -320,9 +320,9 @@ def test_a_level_in_which_the_client_was_late_is_driven_once_more(tmp_path: Path
 
 
 def test_a_client_that_is_late_again_broke_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(levels, "PAUSES_S", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(measure, "PAUSES_S", (0.0, 0.0, 0.0))
     parts = Parts(driver=FakeDriver(lag_s=[0.0, 1.0, 1.0, 0.5]))
-    with pytest.raises(BenchError, match=r"client was the limit at 2 concurrent.*500 ms"):
+    with pytest.raises(BenchError, match=r"2 concurrent: the load client was the limit.*500 ms"):
         parts.run(tmp_path)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -280,14 +281,19 @@ def test_a_long_replay_begins_anew_with_other_prompts() -> None:
 # What a prefix cache may find
 
 
+def shared_sums(prompts: Sequence[Sequence[Segment]], block_tokens: int) -> tuple[int, int]:
+    shared, totals = shared_tokens(prompts, block_tokens=block_tokens)
+    return int(shared.sum()), int(totals.sum())
+
+
 def test_shared_tokens_are_whole_blocks_of_equal_beginnings() -> None:
     a, b, c = Segment(1, 20), Segment(2, 20), Segment(3, 20)
-    assert shared_tokens([(a,), (a,)], block_tokens=4) == (16, 40)  # the last block is computed
-    assert shared_tokens([(a, b), (a, c), (a, b)], block_tokens=4) == (20 + 36, 120)
-    assert shared_tokens([(a, b), (c, b)], block_tokens=4) == (0, 80)
-    assert shared_tokens([(a, b), (a,), (Segment(1, 19), b)], block_tokens=16) == (16, 99)
-    assert shared_tokens([(a,), (Segment(1, 20, "system"), b)], block_tokens=20) == (20, 60)
-    assert shared_tokens([], block_tokens=16) == (0, 0)
+    assert shared_sums([(a,), (a,)], block_tokens=4) == (16, 40)  # the last block is computed
+    assert shared_sums([(a, b), (a, c), (a, b)], block_tokens=4) == (20 + 36, 120)
+    assert shared_sums([(a, b), (c, b)], block_tokens=4) == (0, 80)
+    assert shared_sums([(a, b), (a,), (Segment(1, 19), b)], block_tokens=16) == (16, 99)
+    assert shared_sums([(a,), (Segment(1, 20, "system"), b)], block_tokens=20) == (20, 60)
+    assert shared_sums([], block_tokens=16) == (0, 0)
 
 
 @given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), max_size=15))
@@ -303,7 +309,7 @@ def test_shared_tokens_are_those_of_the_longest_beginning_seen(paths: list[list[
             )
             common = max(common, sum(s.tokens for s, _ in equal))
         expected += min(common, len(ids) - 1)
-    assert shared_tokens(prompts, block_tokens=1)[0] == expected
+    assert shared_sums(prompts, block_tokens=1)[0] == expected
 
 
 def test_an_empty_plan_shares_nothing() -> None:

@@ -61,7 +61,7 @@ def rules(rate_rps: float | None, **changes: float) -> WindowRules:
         "longest_s": 600.0,
         "precision": 0.1,
     }
-    return WindowRules(slas=(LOOSE,), rate_rps=rate_rps, **parts | changes)
+    return WindowRules(slas=(LOOSE,), rate_rps=rate_rps, dispersion=1.0, **parts | changes)
 
 
 def progress_at(ended: list[EndedRequest], at_s: float) -> Progress:
@@ -157,7 +157,9 @@ def test_a_window_opens_unsteady_when_warming_up_takes_too_long() -> None:
 
 def test_a_level_that_misses_every_sla_for_certain_is_not_measured_to_the_last_digit() -> None:
     queue, precise = Queue(rate_rps=12.0), rules(12.0, precision=0.02)
-    doomed = WindowRules(slas=(TIGHT,), rate_rps=12.0, **{k: getattr(precise, k) for k in NUMBERS})
+    doomed = WindowRules(
+        slas=(TIGHT,), rate_rps=12.0, dispersion=1.0, **{k: getattr(precise, k) for k in NUMBERS}
+    )
     assert outcome(queue, doomed).window.length_s < outcome(queue, precise).window.length_s / 3
 
 
@@ -197,3 +199,19 @@ def test_load_that_ended_by_itself_closes_its_window() -> None:
     closed = closed_by_force(Measuring(12.0, steady=True), now)
     assert closed is not None
     assert closed.window == Window(12.0, 20.0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("rate_rps", [20.0, 60.0])
+def test_long_answers_that_fill_an_engine_without_end_are_no_overload(rate_rps: float, seed: int) -> None:
+    """Short answers end first: taken alone, they would say that everybody is through already."""
+    rng = np.random.default_rng(seed)
+    due_s = np.sort(rng.uniform(0, 200.0, rng.poisson(rate_rps * 200.0)))
+    ends_s = due_s + 5.0 * rng.lognormal(0.0, 0.8, len(due_s))
+    ended = [
+        EndedRequest(due, due + 0.05, end, end, 0.01, 0.01, 32, ok=True)
+        for due, end in zip(due_s.tolist(), ends_s.tolist(), strict=True)
+    ]
+    stages = drive(ended, rules(rate_rps), 200.0)
+    assert not any(isinstance(s, Over) and s.end is WindowEnd.OVERSATURATED for s in stages)
+    assert any(isinstance(s, Measuring) and s.steady for s in stages)

@@ -1,0 +1,252 @@
+"""One load level on a running engine: driven, metered and counted at once, and driven again if need be."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from autotune.domain.counters import CounterTrace
+from autotune.domain.errors import BenchError, StudyCancelledError
+from autotune.domain.events import LevelProgress, LevelStarted, Notice
+from autotune.domain.hardware import Device
+from autotune.domain.level import Level
+from autotune.domain.load_plan import LoadPlan
+from autotune.domain.measurement import Measurement, RequestTable
+from autotune.domain.ports import Cancelled, EventSink, LoadDriver, PowerMeter, PowerRecording, RunningEngine
+from autotune.domain.power import EnergyVerdict, PowerTrace, Window, energy_in
+from autotune.domain.progress import Progress, Steer
+from autotune.domain.prompts import shared_tokens
+from autotune.domain.study import StudySpec
+from autotune.domain.window import Over, Stage, Warming, WindowRules, advance, closed_by_force
+from autotune.domain.workload import PrefixHits
+
+PAUSES_S = (0.0, 2.0, 8.0)
+"""Waits before a level that went wrong is driven again: a busy machine may calm down, a GPU settle."""
+EMPTY_TIMEOUT_S = 30.0
+"""An engine that nobody asks any more must have nothing left to do by then."""
+POLL_S = 0.1
+QUEUE_COUNTERS = ("requests_running", "requests_waiting")
+CACHE_BLOCK_TOKENS = 16
+"""Smallest block that engines share prefixes by: what can be shared at most is counted in these."""
+CACHE_TOLERANCE = 0.05
+TEMPLATE_TOKENS = 64
+"""A chat's template puts a head of its own before every prompt, of up to so many tokens, the same for all."""
+
+Planner = Callable[[Level, float, int], LoadPlan]
+"""Draws the requests of a level for a duration in seconds, from a seed."""
+
+
+class EngineDiedUnderLoadError(Exception):
+    """The engine died in a level; the levels measured before it stand."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadBench:
+    """What drives and meters load on one running engine; ``beside`` are meters that do not rank."""
+
+    driver: LoadDriver
+    meter: PowerMeter
+    beside: tuple[PowerMeter, ...]
+    engine: RunningEngine
+    devices: tuple[Device, ...]
+    plan: Planner
+    number: int
+    sink: EventSink
+    cancelled: Cancelled
+
+
+def window_rules(study: StudySpec, level: Level, *, final: bool) -> WindowRules:
+    """What the window of a level must achieve and may cost."""
+    spec = study.measurement
+    return WindowRules(
+        # A closed loop carries no capacity: what its SLAs would say nobody asks.
+        slas=study.slas_on(level.workload) if level.rate_rps is not None else (),
+        rate_rps=level.rate_rps,
+        dispersion=study.workload(level.workload).dispersion,
+        warmup_s=spec.warmup,
+        longest_warmup_s=max(spec.longest_warmup, spec.warmup),
+        shortest_s=spec.window,
+        longest_s=max(spec.final_window if final else spec.longest_window, spec.window),
+        precision=spec.final_precision if final else spec.precision,
+    )
+
+
+def measure_level(bench: LoadBench, study: StudySpec, level: Level, *, final: bool) -> Measurement:
+    """Measure a level, again where the bench spoiled it; raises EngineDiedUnderLoadError, BenchError."""
+    spoiled = ""
+    for attempt, pause_s in enumerate(PAUSES_S):
+        _pause(pause_s, bench)
+        measurement = _measure(bench, study, level, final=final, attempt=attempt)
+        spoiled = why_spoiled(measurement, study.workload(level.workload).prefix_hits)
+        if not spoiled:
+            return measurement
+        bench.sink(Notice(f"trial {bench.number}: {level.label} does not count: {spoiled}"))
+    raise BenchError(f"{level.label}: {spoiled}")
+
+
+def why_spoiled(measurement: Measurement, declared: PrefixHits | None) -> str:
+    """Say why a level's figures are not the engine's; empty for a sound one."""
+    health = measurement.health
+    if health.was_limit:
+        return (
+            f"the load client was the limit: p99 of sent - due was {health.lag_p99_s * 1e3:.0f} ms, of its "
+            f"event loop's lag {health.loop_lag_p99_s * 1e3:.0f} ms, the busiest of {health.processes} "
+            f"processes took {health.cpu_share:.0%} of a core; give it cores of its own or lower the load"
+        )
+    energy = energy_in(measurement.power, measurement.window)
+    if measurement.power.basis.ranks and energy.verdict is EnergyVerdict.INVALID:
+        return f"its energy is invalid: {', '.join(energy.reasons)}"
+    seen = measurement.counters.prefix_hit_rate(measurement.window)
+    if seen is None:
+        return ""
+    expected = declared.expected if declared else measurement.prefix_share
+    tolerance = declared.tolerance if declared else CACHE_TOLERANCE
+    # Less than could be shared is the configuration's own doing, unless the workload says what it must be.
+    if seen > expected + tolerance or (declared and seen < expected - tolerance):
+        return (
+            f"the prefix cache served {seen:.1%} of the prompt tokens where the workload promises "
+            f"{expected:.1%}: these are another workload's figures; mend `prefix_hits`, or see who else "
+            "sends this engine requests"
+        )
+    return ""
+
+
+def _pause(seconds: float, bench: LoadBench) -> None:
+    until_s = time.monotonic() + seconds
+    while time.monotonic() < until_s:
+        if bench.cancelled():
+            raise StudyCancelledError("stopped between two attempts at a level")
+        time.sleep(min(POLL_S, seconds))
+
+
+def _measure(bench: LoadBench, study: StudySpec, level: Level, *, final: bool, attempt: int) -> Measurement:
+    rules = window_rules(study, level, final=final)
+    # A seed of its own for each launch, level and attempt: no prompt is ever seen twice by an engine.
+    seed = zlib.crc32(f"{study.seed} {bench.number} {level} {attempt}".encode())
+    plan = bench.plan(level, rules.longest_run_s, seed).within(
+        request_timeout_s=study.measurement.request_timeout
+    )
+    bench.engine.reset_caches()
+    bench.sink(LevelStarted(bench.number, level, rules.longest_run_s))
+    pilot = _Pilot(rules, level, bench)
+    with ExitStack() as stack:
+        recording = stack.enter_context(bench.meter.window(bench.devices))
+        beside = _open_beside(bench, level, stack)
+        counting = stack.enter_context(bench.engine.counting())
+        result = bench.driver.drive(
+            bench.engine.endpoint,
+            plan,
+            alive=bench.engine.alive,
+            cancelled=bench.cancelled,
+            steer=pilot.steer,
+        )
+        power, counters = recording.trace(), counting.trace()
+        around = _traces_beside(bench, level, beside)
+    if result.engine_died:
+        raise EngineDiedUnderLoadError(level.label)
+    _await_empty(bench, level, counters)
+    over = pilot.over()
+    return Measurement(
+        level=level,
+        window=over.window,
+        requests=result.requests,
+        power=power,
+        beside=around,
+        health=result.health,
+        counters=counters,
+        ended=over.end,
+        steady=over.steady,
+        prefix_share=_prefix_share(plan, result.requests, over.window),
+        dispersion=rules.dispersion,
+    )
+
+
+def _prefix_share(plan: LoadPlan, requests: RequestTable, window: Window) -> float:
+    """Share of the window's prompt tokens that a prefix cache could have served, by what was sent before."""
+    template = TEMPLATE_TOKENS if plan.api == "chat" else 0
+    sent = requests.take(np.argsort(requests.sent_s, kind="stable"))
+    prompts = [plan.requests[place].prompt for place in sent.planned.tolist()]
+    inside = window.holds(sent.due_s)
+    shared, total = shared_tokens(prompts, block_tokens=CACHE_BLOCK_TOKENS)
+    possible = (shared + template)[inside].sum() / max((total + template)[inside].sum(), 1)
+    return float(min(possible, 1.0))
+
+
+@dataclass(slots=True)
+class _Pilot:
+    """Steers one level through its window."""
+
+    rules: WindowRules
+    level: Level
+    bench: LoadBench
+    stage: Stage = field(default_factory=Warming)
+    progress: Progress | None = None
+
+    def steer(self, progress: Progress) -> Steer:
+        stage = advance(self.stage, progress, self.rules)
+        if type(stage) is not type(self.stage):
+            self.bench.sink(LevelProgress(self.bench.number, self.level, stage.name))
+        self.stage, self.progress = stage, progress
+        return stage.steer
+
+    def over(self) -> Over:
+        """How the level ended; raises BenchError for one that ended before anything was measured."""
+        if self.progress is not None and (over := closed_by_force(self.stage, self.progress)):
+            return over
+        raise BenchError(f"the load of {self.level.label} ended before its window began; lengthen the trace")
+
+
+def _open_beside(bench: LoadBench, level: Level, stack: ExitStack) -> list[PowerRecording]:
+    recordings = []
+    for meter in bench.beside:
+        with _dispensable(bench, level):
+            recordings.append(stack.enter_context(meter.window(bench.devices)))
+    return recordings
+
+
+def _traces_beside(
+    bench: LoadBench, level: Level, recordings: Sequence[PowerRecording]
+) -> tuple[PowerTrace, ...]:
+    traces = []
+    for recording in recordings:
+        with _dispensable(bench, level):
+            traces.append(recording.trace())
+    return tuple(traces)
+
+
+@contextmanager
+def _dispensable(bench: LoadBench, level: Level) -> Iterator[None]:
+    """Go on without a meter that does not rank: its trace is missing from the level, and that is told."""
+    try:
+        yield
+    except BenchError as error:
+        bench.sink(Notice(f"trial {bench.number}: {level.label} has no watts of a meter beside: {error}"))
+
+
+def _await_empty(bench: LoadBench, level: Level, seen: CounterTrace) -> None:
+    """Wait until the engine has nothing left to do, by its own counters; ``seen`` are those of the level.
+
+    An engine that shows none had all its answers waited for by the driver; one that showed them and does not
+    answer any more is stuck. Raises BenchError if it is never empty, EngineDiedUnderLoadError if it dies of
+    the answers that were cut off.
+    """
+    shows = any(name in seen.values for name in QUEUE_COUNTERS)
+    deadline_s = time.monotonic() + EMPTY_TIMEOUT_S
+    while time.monotonic() < deadline_s:
+        if bench.cancelled():
+            raise StudyCancelledError("stopped while the engine emptied")
+        if not bench.engine.alive():
+            raise EngineDiedUnderLoadError(level.label)
+        counters = bench.engine.counters()
+        if (counters or not shows) and not any(counters.get(name) for name in QUEUE_COUNTERS):
+            return
+        time.sleep(POLL_S)
+    raise BenchError(
+        f"the engine still works {EMPTY_TIMEOUT_S:g} s after the last request of {level.label} was answered "
+        "or dropped; it is stuck, does not notice that a client is gone, or something else sends it requests"
+    )
