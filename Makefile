@@ -46,7 +46,7 @@ bench-load: engine .models/tiny-dense/config.json ## our load client beside vllm
 bench-pairs: engine .models/tiny-dense/config.json ## our load client and vllm bench serve in turns on one real vLLM
 	@$(BIN)/python bench/against_vllm_bench.py
 
-bench-repeats: engine .models/tiny-dense/config.json ## whether printed intervals cover a second launch: 40 launches
+bench-repeats: engine .models/tiny-dense/config.json ## whether printed intervals cover a second launch: 21 launches
 	@$(BIN)/python bench/repeats.py
 
 bench-coverage: $(INSTALLED) ## how often intervals hold, by simulation

@@ -1,10 +1,10 @@
 """Whether a printed interval covers a second measurement: one configuration, launched afresh again and again.
 
-    python bench/repeats.py [--pairs 20]     # about 45 s a launch; writes build/bench/repeats.json
+    python bench/repeats.py [--pairs 20]     # about 40 s a launch; writes build/bench/repeats.json
 
-Each pair is two fresh launches of the tiny model on the real engine, in its fastest-starting form, measured
-at one offered load with seeds of their own. The 90 % interval printed for the first should cover the second
-in 80-98 % of pairs. Nothing else should run on the machine.
+Fresh launches of the tiny model on the real engine, in its fastest-starting form, measured at one offered
+load with seeds of their own; a pair is a launch and the next one. The 90 % interval printed for the first
+should cover the second in 80-98 % of pairs. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 from rich.console import Console
@@ -45,7 +46,7 @@ STUDY = {
     "slas": [{"name": "steady", "attainment": 0.9, "slos": {"ttft": "1s", "tpot": "100ms"}}],
     "space": {"dimensions": {"max_num_seqs": ["default"]}},
     "budget": {"launches": 1},
-    "measurement": {"warmup": "3s", "longest_warmup": "20s", "window": "15s", "longest_window": "15s"},
+    "measurement": {"warmup": "2s", "longest_warmup": "15s", "window": "10s", "longest_window": "10s"},
 }
 FIGURES = {
     "goodput tok/s": lambda s: (s.goodput_tok_per_s, s.goodput_interval),
@@ -62,7 +63,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="autotune-repeats-") as folder:
         launcher = wiring.launcher_of("vllm")
         with wiring.bench_for(study, launcher) as bench:
-            for number in range(2 * pairs):
+            for number in range(pairs + 1):
                 record = launched(study, bench, number, Path(folder))
                 scores.append(score_level(record.curve[0], study.slas[0]))
                 tell(number, scores[-1])
@@ -107,8 +108,7 @@ def launched(study: StudySpec, bench: Bench, number: int, folder: Path) -> Launc
 
 def covered(figures: list[tuple[float, Interval]]) -> int:
     """In how many pairs the first interval covers the second value."""
-    pairs = zip(figures[::2], figures[1::2], strict=True)
-    return sum(interval.low <= second <= interval.high for (_, interval), (second, _) in pairs)
+    return sum(first.low <= value <= first.high for (_, first), (value, _) in pairwise(figures))
 
 
 def tell(number: int, score: LevelScore) -> None:

@@ -174,6 +174,9 @@ class _JointDrive:
                 for key, _ in selector.select(TICK_S):
                     for report in key.data.receive():
                         self._take(key.data, report)
+                    if key.data in self._done:
+                        # It has said everything: that it ends by now is no loss to this drive.
+                        selector.unregister(key.data)
                 if cancelled():
                     raise StudyCancelledError("stopped while driving load")
                 self._look(alive, steer)

@@ -21,6 +21,12 @@ from autotune.domain.study import StudySpec
 
 Path_ = tuple[str | int, ...]
 
+_INSTEAD = {
+    "prefix_hits": "write `prefix_hits: {expected: 0.5}`",
+    "number": "write a whole number above 0, or a distribution {median, sigma, high}",
+}
+"""What to write instead, by the last of pydantic's location: a key, or the tag of a union's member."""
+
 
 class SourceFile:
     """A parsed YAML file that knows on which line each of its keys stands."""
@@ -165,6 +171,7 @@ def _problems(source: SourceFile, invalid: ValidationError) -> list[InputProblem
 
 def _problem(source: SourceFile, at: Path_, told: Sequence[Mapping[str, Any]]) -> InputProblem:
     error, context = told[0], told[0].get("ctx", {})
+    instead = next((_INSTEAD[step] for step in error["loc"][-1:] if step in _INSTEAD), "")
     match error["type"]:
         case "extra_forbidden":
             known = ", ".join(sorted(_known_keys(source, at)))
@@ -172,12 +179,12 @@ def _problem(source: SourceFile, at: Path_, told: Sequence[Mapping[str, Any]]) -
             what, remedy = "unknown key", f"did you mean {meant!r}?" if meant else f"known here: {known}"
         case "missing":
             what, remedy = "is missing", f"add `{at[-1]}:`"
-        case "value_error":
+        case "value_error" | "no_arrivals":
             what, _, remedy = str(error["msg"]).removeprefix("Value error, ").partition("; ")
         case "union_tag_invalid":
             what, remedy = f"{context['tag']!r} is no contract", f"known: {context['expected_tags']}"
         case "model_type" | "dict_type":
-            what, remedy = "is no mapping", "write `key: value` lines under it"
+            what, remedy = "is no mapping", instead or "write `key: value` lines under it"
         case "tuple_type":
             what, remedy = "is no list", "write [a, b], or a line `- a` for each"
         case "too_short":
@@ -187,7 +194,7 @@ def _problem(source: SourceFile, at: Path_, told: Sequence[Mapping[str, Any]]) -
         case "string_pattern_mismatch":
             what, remedy = f"{error['input']!r} is no name", "use letters, digits, `.`, `_` and `-`"
         case _:
-            what, remedy = f"should be {' or '.join(map(_wanted, told))}, not {error['input']!r}", ""
+            what, remedy = f"should be {' or '.join(map(_wanted, told))}, not {error['input']!r}", instead
     return source.problem(at, what, remedy or "`autotune schema` shows what may stand here")
 
 

@@ -165,8 +165,9 @@ def validate(
     most: Annotated[int, typer.Option(help="Configurations to check at most.")] = 10_000,
     as_json: Json = False,
 ) -> None:
-    """Check a study file, and every configuration of its space on paper; starts nothing."""
+    """Check a study file, the files it names, and every configuration on paper; starts nothing."""
     study = wiring.load_study(study_file, _overrides(study_file, engine, model, None, None))
+    _check_workload_files(study_file, study)
     launcher = wiring.launcher_of(study.engine.name)
     context = wiring.paper_context(study, launcher)
     wiring.baseline_config(study, launcher)
@@ -177,6 +178,21 @@ def validate(
     else:
         render.print_plain(verdict.describe(str(study_file)))
     raise typer.Exit(OK if verdict.accepted else NOTHING)
+
+
+def _check_workload_files(study_file: Path, study: StudySpec) -> None:
+    """Read the traffic and the text of each workload as a run does; raises InputError with their lines."""
+    source, problems = SourceFile(study_file), []
+    for place, one in enumerate(study.workloads):
+        alone = study.model_copy(update={"workloads": (one,)})
+        try:
+            wiring.planner_for(alone, wiring.traffic_of(alone))
+        except InputError as wrong:
+            problems += [
+                source.problem(("workloads", place), f"{p.where}: {p.what}", p.remedy) for p in wrong.problems
+            ]
+    if problems:
+        raise InputError(problems)
 
 
 @app.command(epilog="Example: autotune schema > study.schema.json")

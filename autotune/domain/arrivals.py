@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    Tag,
+    model_validator,
+)
 
 from autotune.domain.quantities import PositiveDurationS
 
@@ -53,7 +62,27 @@ class RampArrivals(_Part):
     ramp: Ramp
 
 
-Arrivals = Literal["poisson", "trace"] | GammaArrivals | RampArrivals
+def _form(arrivals: Any) -> str | None:
+    if isinstance(arrivals, GammaArrivals) or (isinstance(arrivals, dict) and "gamma" in arrivals):
+        return "bursts"
+    if isinstance(arrivals, RampArrivals) or (isinstance(arrivals, dict) and "ramp" in arrivals):
+        return "wave"
+    return "name" if arrivals in ("poisson", "trace") else None
+
+
+Arrivals = Annotated[
+    Annotated[Literal["poisson", "trace"], Tag("name")]
+    | Annotated[GammaArrivals, Tag("bursts")]
+    | Annotated[RampArrivals, Tag("wave")],
+    Discriminator(
+        _form,
+        custom_error_type="no_arrivals",
+        custom_error_message=(
+            "names no arrivals; write poisson, trace, {gamma: {cv: 2}} or {ramp: {low: 0.5, high: 1.5, "
+            "period: 1m}}"
+        ),
+    ),
+]
 """How requests, or conversations, arrive."""
 
 

@@ -19,8 +19,10 @@ from autotune.domain.workload import Conversations, Workload
 Floats = NDArray[np.float64]
 Prompt = tuple[Segment, ...]
 
-FASTEST_TPOT_S = 0.003
+FASTEST_TTFT_S, FASTEST_TPOT_S = 0.01, 0.003
 """No engine answers many users at once faster than this; closed-loop plans hold requests enough for it."""
+MOST_CLOSED_REQUESTS = 200_000
+"""Requests that a closed-loop plan holds: drawn in seconds; a run that uses them up merely ends earlier."""
 USUAL_TPOT_S = 0.02
 """What answers are taken to last when conversations are placed that began before the plan."""
 PILOT = 1000
@@ -96,9 +98,10 @@ class _Draw:
         return np.zeros(self.plenty())
 
     def plenty(self) -> int:
-        """Requests that outlast a closed-loop level, so that it ends by time."""
-        least_s = FASTEST_TPOT_S * float(self.lengths(PILOT)[1].mean())
-        return math.ceil((self.level.concurrency or 1) * (1 + self.duration_s / least_s))
+        """Requests that outlast a closed-loop level, so that it ends by time; at most what a plan holds."""
+        least_s = FASTEST_TTFT_S + FASTEST_TPOT_S * float(self.lengths(PILOT)[1].mean())
+        outlasting = math.ceil((self.level.concurrency or 1) * (1 + self.duration_s / least_s))
+        return min(outlasting, MOST_CLOSED_REQUESTS)
 
 
 def _independent(draw: _Draw) -> tuple[PlannedRequest, ...]:

@@ -113,7 +113,7 @@ def _claim(study: StudySpec, store: Store) -> StudyRow | None:
     before, now = StudySpec.model_validate_json(row.spec), study
     changed = [key for key in StudySpec.model_fields if getattr(before, key) != getattr(now, key)]
     if changed:
-        what = f"is in {store.url} already, with another {', '.join(changed)}"
+        what = f"is in {store.url} already, and differs in: {', '.join(changed)}"
         remedy = f"give this one a --name of its own, or go on with that one: autotune resume {study.name}"
         raise InputError(InputProblem(where, what, remedy))
     return row

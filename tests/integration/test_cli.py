@@ -290,6 +290,28 @@ def test_validate_says_what_would_be_refused(autotune: Autotune, engine: Path, f
     assert verdict["accepted"] == 7
 
 
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("trace: none.csv, longest: 64", "none.csv: cannot be read"),
+        ("trace: pairs.csv, longest: 64", "pairs.csv: holds lengths alone"),
+        ("lengths: pairs.csv, longest: 8", "raise longest of workload 'chat'"),
+        ("input_tokens: 16, output_tokens: 8, prompts: { text: none.txt }", "none.txt: cannot be read"),
+        ("input_tokens: 16, output_tokens: 8, prompts: { text: short.txt }", "text would repeat itself"),
+    ],
+)
+def test_validate_opens_the_files_of_workloads(
+    autotune: Autotune, engine: Path, folder: Path, source: str, told: str
+) -> None:
+    (folder / "pairs.csv").write_text("input_length,output_length\n16,8\n")
+    (folder / "short.txt").write_text("too short")
+    study = folder / "small.yaml"
+    study.write_text(study.read_text().replace("input_tokens: 16, output_tokens: 8", source))
+    refused = autotune("validate", "small.yaml", "--engine", f"vllm={engine}", code=2)
+    assert "small.yaml:10: workloads.0: " in refused.stderr
+    assert told in refused.stderr
+
+
 def test_every_command_has_help_with_an_example() -> None:
     commands = ["tune", "resume", "recommend", "show", "validate", "schema"]
     groups = [["engines", "install"], ["engines", "list"], ["engines", "check"], ["models", "make"]]

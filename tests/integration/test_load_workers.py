@@ -17,6 +17,8 @@ from scripted_server import HEAD, Call, chunk, serving, token
 
 from autotune.adapters import warden
 from autotune.adapters.load_clients import LoadClients
+from autotune.adapters.load_messages import Done, Report
+from autotune.adapters.load_process import LoadProcess
 from autotune.domain.errors import BenchError
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.progress import Progress, Steer
@@ -95,6 +97,35 @@ def test_a_lost_worker_is_a_bench_error_and_is_replaced() -> None:
             drive(clients, server, plan, alive=alive)
         assert drive(clients, server, closed_plan(2, 2, 60.0)).requests.error == ("", "")
         assert lost not in clients.pids
+
+
+def test_a_worker_that_ends_once_it_is_done_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one's answer is held back until the drive went on for a while without it."""
+    ended, rounds = threading.Event(), 0
+    receive = LoadProcess.receive
+
+    def receive_and_end(worker: LoadProcess) -> list[Report]:
+        reports = receive(worker)
+        if not ended.is_set() and any(isinstance(report, Done) for report in reports):
+            os.kill(worker.pid, signal.SIGKILL)
+            os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+            ended.set()
+        return reports
+
+    def alive() -> bool:
+        nonlocal rounds
+        rounds += ended.is_set()
+        return True
+
+    async def script(call: Call) -> None:
+        while len(server.calls) > 1 and call is server.calls[1] and rounds <= 3:
+            await asyncio.sleep(0.01)
+        await three_tokens(call)
+
+    monkeypatch.setattr(LoadProcess, "receive", receive_and_end)
+    with LoadClients(processes=2) as clients, serving(script) as server:
+        assert drive(clients, server, closed_plan(2, 2, 60.0), alive=alive).requests.error == ("", "")
+    assert rounds > 3
 
 
 def test_a_worker_that_died_idle_is_replaced() -> None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autotune.domain import planning
 from autotune.domain.level import Level
 from autotune.domain.load_plan import LoadPlan, PlannedRequest
 from autotune.domain.planning import USUAL_TPOT_S, plan_load, planned_prefix_share
@@ -111,8 +112,19 @@ def test_no_two_prompts_share_a_beginning() -> None:
 def test_a_closed_plan_has_no_due_times_and_plenty_of_requests() -> None:
     made = plan({"input_tokens": 2, "output_tokens": 1}, CLOSED, duration_s=2.0)
     assert made.concurrency == 4
-    assert len(made.requests) > 4 * 2 / 0.003
+    assert len(made.requests) == 4 * (1 + 154)  # each of 4 users one after another, 13 ms each, for 2 s
     assert {request.due_s for request in made.requests} == {0.0}
+
+
+@pytest.mark.parametrize(
+    "parts", [{"input_tokens": 2, "output_tokens": 1}, TALKS | {"output_tokens": 1}], ids=["single", "talks"]
+)
+def test_a_closed_plan_of_short_answers_stays_small_enough_to_draw(
+    monkeypatch: pytest.MonkeyPatch, parts: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(planning, "MOST_CLOSED_REQUESTS", 500)
+    made = plan(parts, Level("w", concurrency=64), duration_s=135.0)
+    assert len(made.requests) == pytest.approx(500, rel=0.2)
 
 
 def test_traffic_belongs_to_a_workload_with_a_file() -> None:
