@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
-from autotune.adapters.power_sampling import Sampling
+from autotune.adapters.sampling import Sampling
 from autotune.domain.counters import CounterTrace
 
 PERIOD_S = 1.0
@@ -67,5 +67,5 @@ def counting(
     def sample() -> _Sample:
         return _Sample(time.monotonic(), read())
 
-    with Sampling(sample, period_s) as sampling:
+    with Sampling(sample, period_s, of="engine's counters") as sampling:
         yield CounterSampling(sampling.samples)

@@ -21,7 +21,7 @@ from typing import Any
 
 from autotune.adapters.gpu_processes import foreign_processes
 from autotune.adapters.power_reading import Reading, Recording, device_power
-from autotune.adapters.power_sampling import Sampling
+from autotune.adapters.sampling import Sampling
 from autotune.domain.errors import BenchError
 from autotune.domain.hardware import Device
 from autotune.domain.power import DevicePower, PowerBasis, PowerTrace, Slowdown

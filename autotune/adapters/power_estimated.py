@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import psutil
 
-from autotune.adapters.power_sampling import Sampling
+from autotune.adapters.sampling import Sampling
 from autotune.domain.errors import BenchError
 from autotune.domain.hardware import Device
 from autotune.domain.power import DevicePower, PowerBasis, PowerTrace

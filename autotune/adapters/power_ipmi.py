@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from autotune.adapters.power_reading import Reading, Recording, device_power
-from autotune.adapters.power_sampling import Sampling
+from autotune.adapters.sampling import Sampling
 from autotune.domain.errors import BenchError
 from autotune.domain.hardware import Device
 from autotune.domain.power import PowerBasis, PowerScope, PowerTrace

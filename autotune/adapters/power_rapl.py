@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from autotune.adapters.power_reading import Recording, floats
-from autotune.adapters.power_sampling import Sampling
+from autotune.adapters.sampling import Sampling
 from autotune.domain.errors import BenchError
 from autotune.domain.hardware import Device
 from autotune.domain.power import DevicePower, Floats, PowerBasis, PowerScope, PowerTrace

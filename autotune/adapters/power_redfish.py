@@ -20,7 +20,7 @@ from typing import Any
 
 from autotune.adapters.http_reader import TIMEOUT_S, HttpReader
 from autotune.adapters.power_reading import Reading, Recording, device_power
-from autotune.adapters.power_sampling import Sampling
+from autotune.adapters.sampling import Sampling
 from autotune.domain.errors import BenchError, InputError, InputProblem
 from autotune.domain.hardware import Device
 from autotune.domain.power import PowerBasis, PowerScope, PowerTrace

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +15,7 @@ from rich.text import Text
 from autotune.domain.config import EngineConfig
 from autotune.domain.document import Ledgers
 from autotune.domain.ledger import Basis, Figure, Ledger
+from autotune.domain.measurement import Floats, Measurement
 from autotune.domain.power import EnergyVerdict, energy_in
 from autotune.domain.quantities import show_duration
 from autotune.domain.recommendation import Recommendation, Standing
@@ -167,46 +169,48 @@ _ROWS: tuple[tuple[str, Callable[[Standing], str]], ...] = (
 
 def levels(record: LaunchRecord) -> RenderableType:
     """One line per load level of a launch: load, window, tokens, latency, the engine's counters, energy."""
-    headings = (
-        "load",
-        "window",
-        "requests",
-        "tok/s",
-        "TTFT p99",
-        "running",
-        "waiting",
-        "KV",
-        "preempted",
-        "prefix hits",
-        "accepted",
-        "W",
-        "energy",
-        "client lag",
-    )
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for heading in headings:
+    for heading, _ in _LEVEL_COLUMNS:
         table.add_column(heading, overflow="fold")
     for measurement in record.curve:
-        counted, window = measurement.counters, measurement.window
-        energy = energy_in(measurement.power, window)
-        unsteady = "" if measurement.steady else ", unsteady"
-        table.add_row(
-            measurement.level.label,
-            f"{show_duration(window.length_s)} {measurement.ended}{unsteady}",
-            str(int(measurement.due_in_window.sum())),
-            f"{measurement.throughput_tok_per_s:.4g}",
-            show_duration(measurement.ttft_p99_s),
-            _number(counted.mean("requests_running", window)),
-            _number(counted.mean("requests_waiting", window)),
-            _share(counted.mean("kv_cache_usage", window)),
-            _number(counted.gained("preemptions_total", window)),
-            _share(counted.prefix_hit_rate(window)),
-            _share(counted.acceptance(window)),
-            f"{energy.mean_w:.4g}",
-            " ".join([energy.verdict, *energy.reasons]),
-            show_duration(measurement.health.lag_p99_s),
-        )
+        table.add_row(*(show(measurement) for _, show in _LEVEL_COLUMNS))
     return table
+
+
+def _window(measurement: Measurement) -> str:
+    unsteady = "" if measurement.steady else ", unsteady"
+    return f"{show_duration(measurement.window.length_s)} {measurement.ended}{unsteady}"
+
+
+def _p99(measurement: Measurement, values: Floats) -> str:
+    """99th percentile over requests due in the window, of those that have the value."""
+    known = values[measurement.due_in_window]
+    known = known[np.isfinite(known)]
+    return show_duration(float(np.percentile(known, 99))) if len(known) else "-"
+
+
+def _watts(measurement: Measurement) -> str:
+    energy = energy_in(measurement.power, measurement.window)
+    return f"{energy.mean_w:.4g} ({measurement.power.scope}) {' '.join([energy.verdict, *energy.reasons])}"
+
+
+_LEVEL_COLUMNS: tuple[tuple[str, Callable[[Measurement], str]], ...] = (
+    ("load", lambda m: m.level.label),
+    ("window", _window),
+    ("requests", lambda m: str(int(m.due_in_window.sum()))),
+    ("tok/s", lambda m: f"{m.throughput_tok_per_s:.4g}"),
+    ("TTFT p99", lambda m: _p99(m, m.requests.ttft_s)),
+    ("2nd token p99", lambda m: _p99(m, m.requests.second_token_s - m.requests.due_s)),
+    ("stall p99", lambda m: _p99(m, m.requests.stall_s)),
+    ("running", lambda m: _number(m.counters.mean("requests_running", m.window))),
+    ("waiting", lambda m: _number(m.counters.mean("requests_waiting", m.window))),
+    ("KV", lambda m: _share(m.counters.mean("kv_cache_usage", m.window))),
+    ("preempted", lambda m: _number(m.counters.gained("preemptions_total", m.window))),
+    ("prefix hits", lambda m: _share(m.counters.prefix_hit_rate(m.window))),
+    ("accepted", lambda m: _share(m.counters.acceptance(m.window))),
+    ("W", _watts),
+    ("client lag", lambda m: show_duration(m.health.lag_p99_s)),
+)
 
 
 def _number(value: float | None) -> str:

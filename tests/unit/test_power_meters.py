@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from autotune.adapters import power_sampling
+from autotune.adapters import sampling
 from autotune.adapters.power_estimated import ACTIVE_W, IDLE_W, CoreTime, EstimatedPowerMeter, core_times
-from autotune.adapters.power_sampling import Sampling
+from autotune.adapters.sampling import Sampling
 from autotune.domain.errors import BenchError
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.power import EnergyVerdict, PowerBasis, Window, energy_in
@@ -18,23 +18,23 @@ CORES = tuple(Device(DeviceKind.CPU, i, "Fake core", f"core-{i}", 1 << 30) for i
 
 
 def no_meter_threads() -> bool:
-    return not any(thread.name == "power-meter" for thread in threading.enumerate())
+    return not any(thread.name == "power meter" for thread in threading.enumerate())
 
 
 def test_a_meter_that_hangs_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(power_sampling, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(sampling, "ANSWER_TIMEOUT_S", 0.05)
     hanging, release = threading.Event(), threading.Event()
 
     def read() -> int:
-        if threading.current_thread().name == "power-meter":
+        if threading.current_thread().name == "power meter":
             hanging.set()
             release.wait(timeout=30)
         return 0
 
-    with Sampling(read, 0.001) as sampling:
+    with Sampling(read, 0.001) as running:
         hanging.wait(timeout=30)
         with pytest.raises(BenchError, match="no reading within"):
-            sampling.samples()
+            running.samples()
     release.set()
 
 

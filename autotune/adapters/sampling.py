@@ -1,4 +1,4 @@
-"""Samples a meter in a thread, from the start of a window to its end, whatever the meter."""
+"""Samples a meter, or counters, in a thread, from the start of a window to its end."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ class Sampling(Generic[Sample]):
     Raises BenchError where ``read`` does: on entering, or from ``samples`` for what happened since.
     """
 
-    def __init__(self, read: Callable[[], Sample], period_s: float) -> None:
+    def __init__(self, read: Callable[[], Sample], period_s: float, *, of: str = "power meter") -> None:
         self._read = read
         self._period_s = period_s
+        self._of = of
         self._samples: list[Sample] = []
         self._lost: BenchError | None = None
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="power-meter", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=of, daemon=True)
 
     def __enter__(self) -> Self:
         self._samples.append(self._read())
@@ -61,7 +62,7 @@ class Sampling(Generic[Sample]):
     def _take(self) -> None:
         """Add a sample; the lock keeps them in order of time."""
         if not self._lock.acquire(timeout=ANSWER_TIMEOUT_S):
-            self._lost = BenchError(f"power meter lost: no reading within {ANSWER_TIMEOUT_S:g} s")
+            self._lost = BenchError(f"{self._of} lost: no reading within {ANSWER_TIMEOUT_S:g} s")
             return
         try:
             if self._lost is None:
