@@ -329,4 +329,4 @@ def test_ipmi_without_its_command_names_the_package(tmp_path: Path) -> None:
 
 
 def test_no_thread_of_a_meter_is_left() -> None:
-    assert not any(thread.name == "power-meter" for thread in threading.enumerate())
+    assert not any(thread.name == "power meter" for thread in threading.enumerate())

@@ -38,7 +38,7 @@ ENERGY = pynvml.NVML_FI_DEV_ENERGY
 
 
 def no_meter_threads() -> bool:
-    return not any(thread.name == "power-meter" for thread in threading.enumerate())
+    return not any(thread.name == "power meter" for thread in threading.enumerate())
 
 
 @dataclass
