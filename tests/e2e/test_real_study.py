@@ -36,7 +36,7 @@ measurement:
   window: 4s
   longest_window: 5s
   final_window: 5s
-  requests: 40
+  longest_warmup: 10s
   most_levels: 3
   saturating_concurrency: 16
 """
