@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from autotune.adapters.alarm import SHORTEST_WAIT_S, Alarm
 from autotune.adapters.connection_pool import ConnectionPool
 from autotune.adapters.load_messages import Done, Increment
 from autotune.adapters.openai_requests import RequestWriter
@@ -30,8 +31,6 @@ REPORT_PERIOD_S = 0.5
 PREPARED_REQUESTS = 16
 """Requests written ahead of need at least; more if they are due within PREPARED_S."""
 PREPARED_S = 1.0
-SHORTEST_WAIT_S = 0.001
-"""The event loop's timers count whole milliseconds."""
 SPARE_FILES = 256
 """File descriptors left to the rest of the process."""
 
@@ -54,7 +53,7 @@ class Drive:
         self._pool = ConnectionPool(writer.host, writer.port, slots=plan.concurrency, on_ended=self._on_ended)
         self._exchanges: list[Exchange] = []
         self._in_flight: set[Exchange] = set()
-        self._timer: asyncio.TimerHandle | None = None
+        self._alarm: Alarm | None = None
         self._preparing = False
         self._drains_until_s = float("inf")
         self._cut: str | None = None
@@ -79,6 +78,7 @@ class Drive:
             with _no_garbage_collection():
                 await asyncio.sleep(max(0.0, start_s - time.monotonic()))
                 cpu_s = time.process_time()
+                self._alarm = Alarm(self._send_due)
                 self._agenda.begin(start_s)
                 self._drains_until_s = self._agenda.sends_until_s + self._plan.drain_timeout_s
                 self._send_due()
@@ -86,6 +86,8 @@ class Drive:
                 cpu_share = (time.process_time() - cpu_s) / (time.monotonic() - start_s)
         finally:
             self.stop()
+            if self._alarm is not None:
+                self._alarm.close()
             await self._pool.close()
         self._report_news(time.monotonic())
         for exchange in self._in_flight:
@@ -116,12 +118,8 @@ class Drive:
             self._exchanges.append(exchange)
             self._in_flight.add(exchange)
             self._pool.send(exchange)
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if (next_s := self._agenda.next_due_s) is not None:
-            wait_s = max(next_s - now_s, SHORTEST_WAIT_S)
-            self._timer = asyncio.get_running_loop().call_later(wait_s, self._send_due)
+        if self._alarm is not None and (next_s := self._agenda.next_due_s) is not None:
+            self._alarm.set(next_s)
         self._prepare_soon()
 
     def _prepare_soon(self) -> None:
