@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --ed
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help tune test test-unit test-e2e lint bench-overhead bench-load bench-pairs bench-repeats bench-coverage clean prerequisites engine
+.PHONY: help tune test test-unit test-e2e test-long lint bench-overhead bench-load bench-pairs bench-repeats bench-coverage clean prerequisites engine
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,7 +29,11 @@ test-unit: $(INSTALLED_DEV) ## the tests that need no engine
 	@$(BIN)/pytest -m "not engine and not e2e"
 
 test-e2e: $(INSTALLED_DEV) engine $(MODELS) ## whole studies on a real engine, minutes
-	@$(BIN)/pytest -m e2e
+	@$(BIN)/pytest -m "e2e and not long"
+
+test-long: $(INSTALLED_DEV) engine $(MODELS) ## more engines, pools, the quality gate, hangs: half an hour
+	@$(BIN)/autotune engines install transformers
+	@$(BIN)/pytest -m long
 
 lint: $(INSTALLED_DEV) ## style, formatting, types and layers
 	@$(BIN)/ruff check .

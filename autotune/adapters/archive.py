@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from optuna.artifacts import ArtifactMeta, get_all_artifact_meta, upload_artifact
 from optuna.artifacts._protocol import ArtifactStore
 from optuna.artifacts.exceptions import ArtifactNotFound
+from pydantic import TypeAdapter
 
 from autotune.adapters.optuna_search import frozen_trial
 from autotune.domain.config import EngineConfig
@@ -35,11 +36,13 @@ from autotune.domain.measurement import (
 )
 from autotune.domain.node import read_node_state
 from autotune.domain.power import Conditions, DevicePower, PowerBasis, PowerScope, PowerTrace, Window
+from autotune.domain.quality import QualityVerdict, ReferenceAnswers
 from autotune.domain.records import LaunchRecord, Purpose
+from autotune.domain.transport import Transport
 
-LAUNCH_FILE = "launch.json"
+LAUNCH_FILE, ANSWERS_FILE = "launch.json", "answers.json"
 REQUESTS_FILE, SERIES_FILE = "requests.parquet", "series.parquet"
-FORMAT = 2
+FORMAT = 3
 """Raised with every change of what is written; another is refused, not guessed at."""
 _SERIES_SCHEMA = pa.schema(
     {
@@ -53,12 +56,16 @@ _SERIES_SCHEMA = pa.schema(
 _CONDITIONS = ("temperature_c", "clock_mhz", "power_limit_w", "slowdown")
 _DEVICE_SERIES = ("power_w", "counter_j", *_CONDITIONS)
 _NO_SERIES = (np.zeros(0), np.zeros(0))
+_VERDICT, _ANSWERS = TypeAdapter(QualityVerdict), TypeAdapter(ReferenceAnswers)
 ENGINE = "engine"
 """Source of the engine's own counters; devices are PLACE/UID, the meter that ranks at place 0."""
 
 
 class ArtifactArchive:
-    """Launch records under their Optuna trials: ``launch.json``, requests and series as Parquet, logs."""
+    """Launch records under their Optuna trials: ``launch.json``, requests and series as Parquet, logs.
+
+    The launch that became the study's reference has its answers beside them.
+    """
 
     def __init__(
         self, study: optuna.Study, store: ArtifactStore, storage: optuna.storages.BaseStorage
@@ -86,6 +93,7 @@ class ArtifactArchive:
             launch = _launch_of_this_format(self._read(metas[LAUNCH_FILE]))
             requests = pq.read_table(pa.BufferReader(self._read(metas[REQUESTS_FILE])))
             series = pq.read_table(pa.BufferReader(self._read(metas[SERIES_FILE])))
+            answers = json.loads(self._read(metas[ANSWERS_FILE])) if ANSWERS_FILE in metas else None
         except (LookupError, ValueError, OSError, pa.ArrowException, ArtifactNotFound) as lost:
             raise InputError(
                 InputProblem(
@@ -94,7 +102,7 @@ class ArtifactArchive:
                     "restore the artifacts folder beside the database, or run the study again",
                 )
             ) from lost
-        return _read(launch, requests, series)
+        return _read(launch, requests, series, answers)
 
     def _read(self, meta: ArtifactMeta) -> bytes:
         with self._store.open_reader(meta.artifact_id) as file:
@@ -106,7 +114,11 @@ def _write(record: LaunchRecord, folder: Path) -> tuple[Path, ...]:
     launch.write_text(json.dumps(_launch_json(record), indent=1))
     pq.write_table(_requests_table(record.curve), requests, compression="zstd")
     pq.write_table(_series_table(record.curve), series, compression="zstd")
-    return launch, requests, series
+    if record.answers is None:
+        return launch, requests, series
+    answers = folder / ANSWERS_FILE
+    answers.write_text(json.dumps(asdict(record.answers)))
+    return launch, requests, series, answers
 
 
 def _launch_json(record: LaunchRecord) -> dict[str, Any]:
@@ -123,8 +135,11 @@ def _launch_json(record: LaunchRecord) -> dict[str, Any]:
         "load_s": record.load_s,
         "failure": asdict(record.failure) if record.failure else None,
         "device": record.device,
+        "device_count": record.device_count,
+        "transport": asdict(record.transport) if record.transport else None,
         "before": asdict(record.before) if record.before else None,
         "after": asdict(record.after) if record.after else None,
+        "quality": asdict(record.quality) if record.quality else None,
         "levels": [_level_json(measurement) for measurement in record.curve],
     }
 
@@ -204,7 +219,7 @@ def _launch_of_this_format(text: bytes) -> dict[str, Any]:
     return launch
 
 
-def _read(launch: dict[str, Any], requests: pa.Table, series: pa.Table) -> LaunchRecord:
+def _read(launch: dict[str, Any], requests: pa.Table, series: pa.Table, answers: Any) -> LaunchRecord:
     failure = launch["failure"]
     return LaunchRecord(
         study=launch["study"],
@@ -229,9 +244,17 @@ def _read(launch: dict[str, Any], requests: pa.Table, series: pa.Table) -> Launc
         if failure
         else None,
         device=launch["device"],
+        device_count=launch["device_count"],
+        transport=_transport(launch["transport"]),
         before=read_node_state(launch["before"]) if launch["before"] else None,
         after=read_node_state(launch["after"]) if launch["after"] else None,
+        quality=_VERDICT.validate_python(launch["quality"]) if launch["quality"] else None,
+        answers=_ANSWERS.validate_python(answers) if answers else None,
     )
+
+
+def _transport(stored: dict[str, Any] | None) -> Transport | None:
+    return Transport(names=tuple(stored["names"]), emulated=stored["emulated"]) if stored else None
 
 
 def _rows_of(table: pa.Table, level: int) -> pa.Table:

@@ -12,7 +12,7 @@ from autotune.domain.config import EngineConfig
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _METADATA = sa.MetaData()
 
 _VERSION = sa.Table("autotune_schema", _METADATA, sa.Column("version", sa.Integer, primary_key=True))
@@ -45,6 +45,7 @@ _TRIALS = sa.Table(
     sa.Column("load_s", sa.Float, nullable=False),
     sa.Column("total_s", sa.Float, nullable=False),
     sa.Column("objectives", sa.Text, nullable=False),
+    sa.Column("quality", sa.String(20)),
 )
 
 
@@ -110,12 +111,12 @@ class SqlCatalog:
             version = connection.scalar(sa.select(_VERSION.c.version))
             if version is None:
                 connection.execute(sa.insert(_VERSION).values(version=SCHEMA_VERSION))
-            elif version > SCHEMA_VERSION:
+            elif version != SCHEMA_VERSION:
                 raise InputError(
                     InputProblem(
                         "storage",
-                        f"its tables are of version {version}, this package reads up to {SCHEMA_VERSION}",
-                        "upgrade the package, or name another storage",
+                        f"its tables are of version {version}, this package reads {SCHEMA_VERSION}",
+                        "name another storage, or use the package that made this one",
                     )
                 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -22,10 +23,17 @@ class ConnectionPool:
     """Gives every exchange a connection at once; ``slots`` is how many it takes at most in closed loop."""
 
     def __init__(
-        self, host: str, port: int, *, slots: int | None, on_ended: Callable[[Exchange], None]
+        self,
+        host: str,
+        port: int,
+        *,
+        slots: int | None,
+        on_ended: Callable[[Exchange], None],
+        encrypted: bool = False,
     ) -> None:
         self._host = host
         self._port = port
+        self._tls = ssl.create_default_context() if encrypted else None
         self._slots = slots
         self.on_ended = on_ended
         self.client_limit: OSError | None = None
@@ -109,7 +117,9 @@ class ConnectionPool:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                _, connection = await loop.create_connection(lambda: Connection(self), self._host, self._port)
+                _, connection = await loop.create_connection(
+                    lambda: Connection(self), self._host, self._port, ssl=self._tls
+                )
         except OSError as error:
             if error.errno in CLIENT_LIMITS:
                 self.client_limit = error

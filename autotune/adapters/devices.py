@@ -7,61 +7,107 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pynvml
 
-from autotune.adapters.gpu_processes import foreign_processes
+from autotune.adapters import devices_amd, devices_nvidia
+from autotune.adapters.power_amd import load_amdsmi
 from autotune.adapters.runtime_dir import default_runtime_dir
 from autotune.domain.errors import BenchError, DevicesBusyError
 from autotune.domain.hardware import Device, DeviceKind, Hardware
+from autotune.domain.placement import choose_devices
+
+KFD = Path("/dev/kfd")
+"""AMD's driver for computing is there where this is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drivers:
+    """What GPUs are asked through: pynvml and what imports amdsmi, or anything with their functions."""
+
+    nvml: Any = pynvml
+    load_amdsmi: devices_amd.Load = load_amdsmi
+    kfd: Path = KFD
 
 
 class LocalInventory:
-    """NVIDIA GPUs where the driver is there, else the cores that this process may use.
+    """GPUs where a driver is there, NVIDIA's first, else the cores that this process may use.
 
-    ``kind`` asks for one of the two, as for an engine built for CPUs on a machine with GPUs. ``nvml`` is
-    pynvml, or anything with those of its functions that are used here.
+    ``kind`` asks for one of these, as for an engine built for CPUs on a machine with GPUs.
     """
 
     def __init__(
-        self, runtime_dir: Path | None = None, *, kind: DeviceKind | None = None, nvml: Any = pynvml
+        self,
+        runtime_dir: Path | None = None,
+        *,
+        kind: DeviceKind | None = None,
+        drivers: Drivers | None = None,
     ) -> None:
         self._leases = (runtime_dir or default_runtime_dir()) / "leases"
         self._kind = kind
-        self._nvml = nvml
+        self._drivers = drivers or Drivers()
+        self._aside: dict[str, str] = {}
 
     def devices(self) -> Hardware:
-        """List what is there; raises BenchError when GPUs are there but do not answer."""
-        if self._kind is not DeviceKind.CPU:
-            gpus = self._gpus()
-            if gpus or self._kind is DeviceKind.CUDA:
-                return Hardware(DeviceKind.CUDA, gpus)
+        """List what is there; raises BenchError when GPUs are there that do not answer or may not be used."""
+        kind, drivers = self._kind, self._drivers
+        if kind in {None, DeviceKind.CUDA}:
+            found = devices_nvidia.gpus(drivers.nvml) or devices_nvidia.NvidiaGpus((), ())
+            if found.left_out and not found.devices:
+                raise BenchError("; ".join(found.left_out))
+            if found.devices or kind is DeviceKind.CUDA:
+                return Hardware(DeviceKind.CUDA, found.devices)
+        if kind is DeviceKind.ROCM or (kind is None and drivers.kfd.exists()):
+            return Hardware(DeviceKind.ROCM, devices_amd.gpus(drivers.load_amdsmi))
         return Hardware(DeviceKind.CPU, _cores())
 
+    def set_aside(self, device: Device, why: str) -> None:
+        """Lease a device no more, as long as this inventory lives; ``why`` is what others are told."""
+        self._aside[device.uid] = why
+
     @contextmanager
-    def lease(self, among: Hardware, count: int, owner: str) -> Iterator[tuple[Device, ...]]:
-        """Hold the ``count`` lowest free devices of some, in index order; ``owner`` is what others are told.
+    def lease(self, among: Hardware, count: int, owner: str, group: int = 1) -> Iterator[tuple[Device, ...]]:
+        """Hold ``count`` free devices of some, group after group as ``choose_devices`` lays them.
 
-        Raises DevicesBusyError naming who holds what, and BenchError when a GPU does not answer.
+        ``owner`` is what others are told. Raises DevicesBusyError naming who holds what, and BenchError when
+        a GPU does not answer, or too few are left of those that were not set aside.
         """
+        if among.kind is DeviceKind.REMOTE and count <= among.count:
+            yield among.devices  # nobody's to hold, and all of them serve
+            return
+        free = [device for device in among.devices if device.uid not in self._aside]
+        refused = {uid: f"set aside: {why}" for uid, why in self._aside.items()}
+        if len(free) < count <= among.count:
+            # Of this launch alone: another may need fewer.
+            raise BenchError(_shortage(count, among, refused))
         with ExitStack() as held:
-            taken: list[Device] = []
-            holders: list[str] = []
-            for device in among.devices:
-                if len(taken) == count:
-                    break
-                if holder := self._foreign_processes(device) or self._take(device, owner, held):
-                    holders.append(f"{device.uid} is held by {holder}")
-                else:
-                    taken.append(device)
-            if len(taken) < count:
-                raise DevicesBusyError(_shortage(count, among, taken, holders))
-            yield tuple(taken)
+            chosen = self._take(free, count, group, (owner, held, refused))
+            if len(chosen) < count:
+                raise DevicesBusyError(_shortage(count, among, refused))
+            yield chosen
 
-    def _take(self, device: Device, owner: str, held: ExitStack) -> str:
+    def _take(
+        self, free: list[Device], count: int, group: int, lease: tuple[str, ExitStack, dict[str, str]]
+    ) -> tuple[Device, ...]:
+        """Choose and lock devices, anew without those that turn out held; none where too few are left."""
+        owner, held, refused = lease
+        while chosen := choose_devices(free, count, group=group):
+            with ExitStack() as tried:
+                # In the order of their indices, so that two who want the same do not each get a part of it.
+                for device in sorted(chosen, key=lambda each: each.index):
+                    if holder := self._foreign(device) or self._lock(device, owner, tried):
+                        refused[device.uid] = f"held by {holder}"
+                if not refused.keys() & {device.uid for device in chosen}:
+                    held.push(tried.pop_all())
+                    return chosen
+            free = [device for device in free if device.uid not in refused]
+        return ()
+
+    def _lock(self, device: Device, owner: str, held: ExitStack) -> str:
         """Lock a device for as long as ``held`` is open; returns its holder when there is one, else ''."""
         self._leases.mkdir(parents=True, exist_ok=True)
         # Never deleted: a file that was unlinked while another waits to lock it would be locked twice.
@@ -79,61 +125,15 @@ class LocalInventory:
             held.push(opened.pop_all())
         return ""
 
-    def _foreign_processes(self, device: Device) -> str:
+    def _foreign(self, device: Device) -> str:
         """Name the processes that compute on a GPU and are not ours."""
-        if device.kind is not DeviceKind.CUDA:
-            return ""
-        nvml = self._nvml
-        try:
-            nvml.nvmlInit()
-            try:
-                handle = nvml.nvmlDeviceGetHandleByIndex(device.index)
-                foreign = foreign_processes(
-                    lambda: [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-                )
-            finally:
-                nvml.nvmlShutdown()
-        except pynvml.NVMLError as error:
-            raise BenchError(f"cannot ask {device.uid} what runs on it: {error}") from error
-        return ", ".join(sorted(foreign))
-
-    def _gpus(self) -> tuple[Device, ...]:
-        try:
-            self._nvml.nvmlInit()
-        except pynvml.NVMLError as error:
-            absent = (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
-            if error.value in absent:
-                return ()
-            raise BenchError(f"the NVIDIA driver is there but does not answer: {error}") from error
-        try:
-            gpus = tuple(self._gpu(index) for index in range(self._nvml.nvmlDeviceGetCount()))
-        except pynvml.NVMLError as error:
-            raise BenchError(f"cannot list the GPUs: {error}") from error
-        finally:
-            self._nvml.nvmlShutdown()
-        return tuple(gpu for gpu in gpus if _visible(gpu))
-
-    def _gpu(self, index: int) -> Device:
-        handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
-        return Device(
-            DeviceKind.CUDA,
-            index,
-            name=self._nvml.nvmlDeviceGetName(handle),
-            uid=self._nvml.nvmlDeviceGetUUID(handle),
-            memory_bytes=self._nvml.nvmlDeviceGetMemoryInfo(handle).total,
-            driver=self._nvml.nvmlSystemGetDriverVersion(),
-        )
-
-
-def _visible(gpu: Device) -> bool:
-    """Whether CUDA_VISIBLE_DEVICES, by which batch systems hand out GPUs, leaves us this one."""
-    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if allowed is None:
-        return True
-    names = [name.strip() for name in allowed.split(",") if name.strip()]
-    return any(
-        name == str(gpu.index) or (name.startswith("GPU-") and gpu.uid.startswith(name)) for name in names
-    )
+        match device.kind:
+            case DeviceKind.CUDA:
+                return ", ".join(sorted(devices_nvidia.foreign(device, self._drivers.nvml)))
+            case DeviceKind.ROCM:
+                return ", ".join(sorted(devices_amd.foreign(device, self._drivers.load_amdsmi)))
+            case _:
+                return ""
 
 
 def _cores() -> tuple[Device, ...]:
@@ -148,13 +148,15 @@ def _cpu_name() -> str:
     return found[1] if found else os.uname().machine
 
 
-def _shortage(count: int, hardware: Hardware, taken: list[Device], holders: list[str]) -> str:
+def _shortage(count: int, hardware: Hardware, refused: dict[str, str]) -> str:
     if count > hardware.count:
         return f"{count} devices were asked for and this machine has {hardware.describe()}; ask for fewer"
+    holders = [f"  {d.uid} is {refused[d.uid]}" for d in hardware.devices if d.uid in refused]
+    free = hardware.count - len(holders)
     return "\n".join(
         [
-            f"{count} devices were asked for and {len(taken)} of {hardware.count} are free:",
-            *(f"  {holder}" for holder in holders),
+            f"{count} devices were asked for and {free} of {hardware.count} are free:",
+            *holders,
             "remedy: wait for these or stop them, or ask for fewer devices",
         ]
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,22 +16,37 @@ from autotune.domain.counters import CounterTrace
 PERIOD_S = 1.0
 """Writing the page costs an engine's server some milliseconds: often enough, and no load of its own."""
 
+LARGEST = frozenset({"kv_cache_usage"})
+"""Counters, by our names, that are shares: the fullest of several counts. All others add up."""
+
 
 def read_counters(page: str, names: Mapping[str, str]) -> Mapping[str, float]:
-    """Counters by our names, summed over labels; ``names`` maps ours to the engine's.
+    """Counters by our names, combined over labels; ``names`` maps ours to the engine's.
 
     A page that is no Prometheus text shows none.
     """
-    theirs = set(names.values())
-    sums: dict[str, float] = {}
+    ours = {theirs: name for name, theirs in names.items()}
     try:
-        for family in text_string_to_metric_families(page):
-            for sample in family.samples:
-                if sample.name in theirs:
-                    sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        return combined(
+            {ours[sample.name]: sample.value}
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+            if sample.name in ours
+        )
     except ValueError:
         return {}
-    return {ours: sums[name] for ours, name in names.items() if name in sums}
+
+
+def combined(parts: Iterable[Mapping[str, float]]) -> Mapping[str, float]:
+    """Counters of several replicas or processes as those of one engine; each has what its parts have."""
+    whole: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            if name not in whole:
+                whole[name] = value
+            else:
+                whole[name] = max(whole[name], value) if name in LARGEST else whole[name] + value
+    return whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Finds installed engines and asks each engine's own parser what it accepts; the answer is cached.
+"""Finds installed engines and asks each engine's own parser and validation; the answers are cached.
 
 An environment is a directory with ``bin/<executable>`` and ``bin/python``: a virtual environment named by the
 user, one that ``autotune engines install`` made, or what the PATH leads to, in this order.
@@ -11,26 +11,42 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import platformdirs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from autotune.adapters.containers import identity_command, probe_command, pull_command
 from autotune.adapters.debian_packages import CPU_ENGINE_LIBRARIES, apt_line, missing_libraries
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.hardware import DeviceKind
-from autotune.domain.launch import EngineEnvironment
+from autotune.domain.launch import Container, EngineEnvironment
 from autotune.domain.ports import Launcher, LauncherTraits
 
 COMPLETE = "autotune-complete"
 """File that an installation writes last; a directory without it is an installation that was interrupted."""
 
 _PROBE_TIMEOUT_S = 180.0
+_IMAGE_TIMEOUT_S = 30.0
+_PULL_TIMEOUT_S = 3600.0
+_REFUSAL_TIMEOUT_S = 10.0
+"""Further time for each configuration asked about: one is read in about a second."""
+_BATCH = 32
+"""Configurations asked about at a time: importing an engine takes as long as reading some ten of them."""
 _TAIL_LINES = 15
+
+T = TypeVar("T")
+
+_REFUSALS = TypeAdapter(dict[str, str | None])
+_HEARD = TypeAdapter(list[str | None])
 
 
 def engines_home() -> Path:
@@ -86,6 +102,36 @@ class EngineEnvironments:
         """
         return self._environment(launcher.traits, at, fresh=False)
 
+    def inside(self, launcher: Launcher, container: Container) -> EngineEnvironment:
+        """Return the engine in an image, fetched unless it is here, and what its parser said.
+
+        Raises InputError when the image cannot be fetched, or does not answer.
+        """
+        traits = launcher.traits
+        version = _image_identity(traits, container)
+        if not traits.parser_probe:
+            return EngineEnvironment(
+                engine=traits.engine,
+                executable=Path(traits.executable),
+                version=container.image,
+                kind=min(traits.device_kinds),
+                flags={},
+            )
+        identity = json.dumps([container.runtime, container.image, version, traits.parser_probe])
+        path = self._cache / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.json"
+        answer = _read(path, _ANSWER)
+        if answer is None:
+            command = probe_command(container, ("python3", "-c", traits.parser_probe))
+            answer = _described(traits, _heard(traits, command, _PROBE_TIMEOUT_S))
+            _keep(path, _ANSWER.dump_json(answer))
+        return EngineEnvironment(
+            engine=traits.engine,
+            executable=Path(traits.executable),
+            version=answer.version,
+            kind=answer.device,
+            flags=answer.flags,
+        )
+
     def check(self, launcher: Launcher, at: Path | None = None) -> EngineCheck:
         """Ask the engine afresh, and look for the system libraries that it loads; raises as ``find``."""
         environment = self._environment(launcher.traits, at, fresh=True)
@@ -94,6 +140,36 @@ class EngineEnvironments:
         remedy = apt_line(packages) if packages else ""
         return EngineCheck(environment=environment, missing_libraries=missing, remedy=remedy)
 
+    def refusals(
+        self,
+        launcher: Launcher,
+        environment: EngineEnvironment,
+        commands: Sequence[Sequence[str]],
+        *,
+        env: Mapping[str, str] | None = None,
+        told: Callable[[int, int], None] = lambda _answered, _of: None,
+    ) -> tuple[str | None, ...]:
+        """Ask the engine's own parser and validation about processes: their argv whole, ``env`` set for each.
+
+        Returns for each why it is refused; None: it is not, or the engine has nothing to ask. ``told`` hears
+        how many of how many are answered. Raises InputError when the engine does not answer.
+        """
+        traits = launcher.traits
+        interpreter = _interpreter(environment.executable)
+        if not traits.config_probe or interpreter is None:
+            return (None,) * len(commands)
+        question = json.dumps([traits.config_probe, env or {}], sort_keys=True)
+        path = self._cache / f"{_cache_key(environment.executable, question)}.refusals.json"
+        known = _read(path, _REFUSALS) or {}
+        marks = [_mark(command) for command in commands]
+        unknown = {mark: command for mark, command in zip(marks, commands, strict=True) if mark not in known}
+        left = iter(unknown.items())
+        while batch := dict(islice(left, _BATCH)):
+            known |= _refusals(interpreter, traits, batch, env or {})
+            _keep(path, _REFUSALS.dump_json(known))
+            told(sum(mark in known for mark in unknown), len(unknown))
+        return tuple(known[mark] for mark in marks)
+
     def _environment(self, traits: LauncherTraits, at: Path | None, *, fresh: bool) -> EngineEnvironment:
         executable = self._locate(traits, at)
         interpreter = _interpreter(executable)
@@ -101,10 +177,10 @@ class EngineEnvironments:
             looked_for = executable.parent / "python"
             raise _no_engine(traits, f"{executable} is there, but not its interpreter {looked_for}")
         path = self._cache / f"{_cache_key(executable, traits.parser_probe)}.json"
-        answer = None if fresh else _read(path)
+        answer = None if fresh else _read(path, _ANSWER)
         if answer is None:
             answer = _probe(interpreter, traits)
-            _keep(path, answer)
+            _keep(path, _ANSWER.dump_json(answer))
         return EngineEnvironment(
             engine=traits.engine,
             executable=executable,
@@ -137,6 +213,9 @@ class _Answer(BaseModel):
     flags: Mapping[str, tuple[str, ...]]
 
 
+_ANSWER = TypeAdapter(_Answer)
+
+
 def _no_engine(traits: LauncherTraits, what: str) -> InputError:
     name = traits.engine
     remedy = f"autotune engines install {name}, or name a virtual environment: --engine {name}=/path/to/venv"
@@ -167,19 +246,26 @@ def _cache_key(executable: Path, probe: str) -> str:
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
-def _read(path: Path) -> _Answer | None:
+def _mark(command: Sequence[str]) -> str:
+    """A name for a command line, and for the models' files that it is about."""
+    files = [Path(word) / "config.json" for word in command if word.startswith("/")]
+    stamps = [file.stat().st_mtime_ns for file in files if file.is_file()]
+    return hashlib.sha256(json.dumps([*command, stamps]).encode()).hexdigest()[:32]
+
+
+def _read(path: Path, adapter: TypeAdapter[T]) -> T | None:
     """The cached answer; None where there is none that can be read."""
     try:
-        return _Answer.model_validate_json(path.read_bytes())
+        return adapter.validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def _keep(path: Path, answer: _Answer) -> None:
+def _keep(path: Path, answer: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            file.write(answer.model_dump_json())
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False) as file:
+            file.write(answer)
         Path(file.name).replace(path)
     except OSError as error:
         remedy = "free or unlock it, or point AUTOTUNE_HOME to a directory that can be written"
@@ -187,31 +273,111 @@ def _keep(path: Path, answer: _Answer) -> None:
 
 
 def _probe(interpreter: Path, traits: LauncherTraits) -> _Answer:
-    """Run the launcher's question in the engine's interpreter; the last line of its output answers."""
+    """What the engine's parser has."""
+    return _described(traits, _ask(interpreter, traits, traits.parser_probe, timeout_s=_PROBE_TIMEOUT_S))
+
+
+def _described(traits: LauncherTraits, last_line: str) -> _Answer:
     try:
-        done = subprocess.run(
-            [interpreter, "-c", traits.parser_probe],
-            # Python looks into the working directory first, and that may hold a checkout of the engine.
-            cwd=interpreter.parent.parent,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_PROBE_TIMEOUT_S,
-            check=False,
+        return _ANSWER.validate_json(last_line)
+    except ValidationError as error:
+        what = f"answered what is no description: {last_line[:200]!r}"
+        remedy = f"mend its environment, or: autotune engines install {traits.engine}"
+        raise InputError(InputProblem(f"engine {traits.engine}", what, remedy)) from error
+
+
+def _image_identity(traits: LauncherTraits, container: Container) -> str:
+    """What the image is now; it is fetched where it is not here."""
+    if not (inspect := identity_command(container)):
+        return ""
+    try:
+        return _heard(traits, inspect, _IMAGE_TIMEOUT_S)
+    except InputError:
+        _heard(traits, pull_command(container), _PULL_TIMEOUT_S)
+        return _heard(traits, inspect, _IMAGE_TIMEOUT_S)
+
+
+def _heard(traits: LauncherTraits, command: Sequence[str], timeout_s: float) -> str:
+    """The last line that a container runtime's command prints; raises InputError."""
+    what = ""
+    try:
+        done = _run(command, Path.cwd(), "", {}, timeout_s)
+    except subprocess.TimeoutExpired:
+        what = f"gave no answer in {timeout_s:.0f} s"
+    except OSError as error:
+        what = f"cannot be run: {error}"
+    else:
+        if done.returncode == 0:
+            return (done.stdout.strip().splitlines() or [""])[-1]
+        tail = "\n".join(done.stderr.strip().splitlines()[-_TAIL_LINES:])
+        what = f"ended with exit code {done.returncode}:\n{tail}"
+    remedy = "see that the runtime works and may fetch the image, or name another `image` or `runtime`"
+    raise InputError(InputProblem(f"engine {traits.engine}", f"{' '.join(command[:3])} {what}", remedy))
+
+
+def _refusals(
+    interpreter: Path, traits: LauncherTraits, commands: Mapping[str, Sequence[str]], env: Mapping[str, str]
+) -> dict[str, str | None]:
+    """Why each command is refused, by its mark."""
+    question = json.dumps([list(command) for command in commands.values()])
+    timeout_s = _PROBE_TIMEOUT_S + _REFUSAL_TIMEOUT_S * len(commands)
+    last_line = _ask(interpreter, traits, traits.config_probe, question, env=env, timeout_s=timeout_s)
+    try:
+        return dict(zip(commands, _HEARD.validate_json(last_line), strict=True))
+    except (ValidationError, ValueError) as error:
+        what = f"answered what is no list of {len(commands)} refusals: {last_line[:200]!r}"
+        raise _broken(traits, interpreter, what) from error
+
+
+def _ask(
+    interpreter: Path,
+    traits: LauncherTraits,
+    program: str,
+    question: str = "",
+    *,
+    timeout_s: float,
+    env: Mapping[str, str] | None = None,
+) -> str:
+    """Run a launcher's program in the engine's interpreter; the last line of its output answers."""
+    try:
+        done = _run(
+            [str(interpreter), "-c", program], interpreter.parent.parent, question, env or {}, timeout_s
         )
     except subprocess.TimeoutExpired as error:
-        raise _broken(traits, interpreter, f"gave no answer in {_PROBE_TIMEOUT_S:.0f} s") from error
+        raise _broken(traits, interpreter, f"gave no answer in {timeout_s:.0f} s") from error
     except OSError as error:
         raise _broken(traits, interpreter, f"cannot be run: {error}") from error
     if done.returncode != 0:
         tail = "\n".join(done.stderr.strip().splitlines()[-_TAIL_LINES:])
         raise _broken(traits, interpreter, f"ended with exit code {done.returncode} when asked:\n{tail}")
-    last_line = (done.stdout.strip().splitlines() or [""])[-1]
-    try:
-        return _Answer.model_validate_json(last_line)
-    except ValidationError as error:
-        raise _broken(traits, interpreter, f"answered what is no description: {last_line[:200]!r}") from error
+    return (done.stdout.strip().splitlines() or [""])[-1]
+
+
+def _run(
+    command: Sequence[str], folder: Path, question: str, env: Mapping[str, str], timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end, or end it with all that it started.
+
+    Python looks into the working directory first, and that may hold a checkout of the engine.
+    """
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env={**os.environ, **env},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(question, timeout=timeout_s)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def _broken(traits: LauncherTraits, interpreter: Path, what: str) -> InputError:

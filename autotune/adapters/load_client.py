@@ -50,7 +50,13 @@ class Drive:
         self._agenda = Agenda(plan)
         writer = RequestWriter(endpoint, plan)
         self._requests = _Requests(writer, plan, self._agenda)
-        self._pool = ConnectionPool(writer.host, writer.port, slots=plan.concurrency, on_ended=self._on_ended)
+        self._pool = ConnectionPool(
+            writer.host,
+            writer.port,
+            slots=plan.concurrency,
+            on_ended=self._on_ended,
+            encrypted=writer.encrypted,
+        )
         self._exchanges: list[Exchange] = []
         self._in_flight: set[Exchange] = set()
         self._alarm: Alarm | None = None

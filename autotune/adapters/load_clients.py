@@ -114,9 +114,9 @@ class LoadClients:
         the connections needed.
         """
         RequestWriter(endpoint, plan)  # raises here what would else end a worker
-        clients = self._processes or processes_for(plan)
-        parts = share_out(plan, clients)
-        joint = _JointDrive(self._have(len(parts)), plan, shares(plan, clients))
+        places = shares(plan, self._processes or processes_for(plan))
+        parts = share_out(plan, places)
+        joint = _JointDrive(self._have(len(parts)), plan, places)
         try:
             return joint.run(endpoint, parts, alive, cancelled, steer)
         except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import optuna
 from optuna.storages import BaseStorage
@@ -12,9 +13,11 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from autotune.domain.config import EngineConfig, Value
 from autotune.domain.ports import Outcome, Suggestion
-from autotune.domain.space import IntRange, SearchSpace
+from autotune.domain.space import Branch, IntRange
 
 CONFIG_ATTR = "configuration"
+ENGINE = "engine"
+"""Name of the parameter that chooses between engines, where a study has several."""
 FEASIBILITY = "runs"
 """Name of the constraint: 1 for a configuration that cannot run, -1 for one that can."""
 REPEATS_BEFORE_GIVEN = 10
@@ -23,25 +26,25 @@ _NOT_JUDGED = Outcome(objectives=(), scored=False)
 
 
 class OptunaSearch:
-    """Asks an Optuna study for points of the space, and never gives out one twice."""
+    """Asks an Optuna study for points of the spaces, and never gives out one twice.
+
+    With several engines the engine is the first parameter, and each engine's dimensions are parameters of
+    their own, ``vllm/max_num_seqs``: what one engine makes of a word tells little of another.
+    """
 
     def __init__(
-        self,
-        study: optuna.Study,
-        space: SearchSpace,
-        base: EngineConfig,
-        *,
-        known: Mapping[int, Outcome],
+        self, study: optuna.Study, branches: Sequence[Branch], *, known: Mapping[int, Outcome]
     ) -> None:
-        """Go on with ``study``; ``base`` holds the words that no dimension decides.
+        """Go on with ``study``.
 
         Trials that an earlier process left open are closed: with their outcome where it is ``known``.
         """
-        self._study, self._space, self._base = study, space, base
+        self._study = study
+        self._branches = {branch.base.engine: branch for branch in branches}
         self._open: dict[int, Trial] = {}
         self._settle(known)
         self._tried = {
-            self._config(json.loads(t.user_attrs[CONFIG_ATTR])).key
+            EngineConfig.model_validate(json.loads(t.user_attrs[CONFIG_ATTR])).key
             for t in study.get_trials(deepcopy=False)
             if CONFIG_ATTR in t.user_attrs and t.state is not TrialState.FAIL
         }
@@ -53,11 +56,12 @@ class OptunaSearch:
             return None
         for _ in range(REPEATS_BEFORE_GIVEN):
             trial = self._study.ask()
+            branch = self._branches[self._engine(trial)]
             point: dict[str, Value] = {}
-            for name in self._space.dimensions:
-                if self._space.applies(name, point):
-                    point[name] = _suggest(trial, self._space, name)
-            config = self._space.config_at(self._base, point)
+            for name in branch.space.dimensions:
+                if branch.space.applies(name, point):
+                    point[name] = self._suggest(trial, branch, name)
+            config = branch.config_at(point)
             if config.key not in self._tried:
                 return self._opened(trial, config)
             self._study.tell(trial, state=TrialState.FAIL)
@@ -65,11 +69,14 @@ class OptunaSearch:
 
     def begin(self, config: EngineConfig) -> Suggestion:
         """Open a trial for a given configuration; samplers learn from it as far as it lies in the space."""
-        point = self._space.point_of(config, self._base)
-        self._study.enqueue_trial(point)
+        branch = self._branches[config.engine]
+        point = branch.space.point_of(config, branch.base)
+        given = {self._parameter(branch, name): value for name, value in point.items()}
+        self._study.enqueue_trial(given | ({ENGINE: config.engine} if len(self._branches) > 1 else {}))
         trial = self._study.ask()
+        self._engine(trial)
         for name in point:
-            _suggest(trial, self._space, name)
+            self._suggest(trial, branch, name)
         return self._opened(trial, config)
 
     def tell(self, number: int, outcome: Outcome) -> None:
@@ -83,11 +90,27 @@ class OptunaSearch:
 
     def _first_left(self) -> EngineConfig | None:
         """The first point that no trial had; quick, as hardly more points come before it than were tried."""
-        configs = (self._space.config_at(self._base, point) for point in self._space.points())
+        configs = chain.from_iterable(branch.configs() for branch in self._branches.values())
         return next((config for config in configs if config.key not in self._tried), None)
 
+    def _engine(self, trial: Trial) -> str:
+        """The engine of a trial: a parameter where there is a choice."""
+        names = list(self._branches)
+        return str(trial.suggest_categorical(ENGINE, names)) if len(names) > 1 else names[0]
+
+    def _parameter(self, branch: Branch, name: str) -> str:
+        return f"{branch.base.engine}/{name}" if len(self._branches) > 1 else name
+
+    def _suggest(self, trial: Trial, branch: Branch, name: str) -> Value:
+        dimension, parameter = branch.space.dimensions[name], self._parameter(branch, name)
+        if isinstance(dimension, IntRange) and not dimension.log:
+            return trial.suggest_int(parameter, dimension.low, _last(dimension), step=dimension.step)
+        value = trial.suggest_categorical(parameter, list(branch.space.choices(name)))
+        assert value is not None
+        return value
+
     def _opened(self, trial: Trial, config: EngineConfig) -> Suggestion:
-        trial.set_user_attr(CONFIG_ATTR, json.dumps(config.words))
+        trial.set_user_attr(CONFIG_ATTR, json.dumps({"engine": config.engine, **config.words}))
         self._open[trial.number] = trial
         self._tried.add(config.key)
         return Suggestion(trial.number, config)
@@ -98,9 +121,6 @@ class OptunaSearch:
             self.tell(frozen.number, known.get(frozen.number, _NOT_JUDGED))
         while self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             self._study.tell(self._study.ask(), state=TrialState.FAIL)
-
-    def _config(self, words: dict[str, Value]) -> EngineConfig:
-        return EngineConfig.model_validate({"engine": self._base.engine, **words})
 
 
 def open_study(name: str, storage: BaseStorage, *, slas: Sequence[str], seed: int) -> optuna.Study:
@@ -124,15 +144,6 @@ def open_study(name: str, storage: BaseStorage, *, slas: Sequence[str], seed: in
 def frozen_trial(study: optuna.Study, number: int) -> FrozenTrial:
     """A trial as stored; Optuna numbers trials from 0 in the order they are listed."""
     return study.get_trials(deepcopy=False)[number]
-
-
-def _suggest(trial: Trial, space: SearchSpace, name: str) -> Value:
-    dimension = space.dimensions[name]
-    if isinstance(dimension, IntRange) and not dimension.log:
-        return trial.suggest_int(name, dimension.low, _last(dimension), step=dimension.step)
-    value = trial.suggest_categorical(name, list(space.choices(name)))
-    assert value is not None
-    return value
 
 
 def _last(dimension: IntRange) -> int:

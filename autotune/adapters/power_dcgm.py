@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 from prometheus_client.parser import text_string_to_metric_families
 
 from autotune.adapters.http_reader import TIMEOUT_S, HttpReader
+from autotune.adapters.power_nvml import slowdown
 from autotune.adapters.power_reading import Reading, Recording, device_power
 from autotune.adapters.sampling import Sampling
 from autotune.domain.errors import BenchError
 from autotune.domain.hardware import Device
-from autotune.domain.power import PowerBasis, PowerTrace, Slowdown
+from autotune.domain.power import PowerBasis, PowerTrace
 
 PERIOD_S = 0.25
 """Between scrapes; a quarter of the shortest period that exporters are usually run with."""
@@ -42,15 +43,6 @@ CLOCK = ("DCGM_FI_DEV_SM_CLOCK",)
 LIMIT = ("DCGM_FI_DEV_ENFORCED_POWER_LIMIT", "DCGM_FI_DEV_BOARD_POWER_LIMIT_ENFORCED_WATTS")
 REASONS = ("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS", "DCGM_FI_DEV_CLOCKS_EVENT_REASONS")
 WANTED = frozenset(POWER + ENERGY_MJ + TEMPERATURE + CLOCK + LIMIT + REASONS)
-
-# Bits of the reasons, as in dcgm_fields.h and nvml.h.
-SLOWDOWNS = {
-    0x04: Slowdown.POWER_CAP,
-    0x08: Slowdown.HARDWARE,
-    0x20: Slowdown.THERMAL,
-    0x40: Slowdown.THERMAL,
-    0x80: Slowdown.HARDWARE,
-}
 
 _Fields = Mapping[str, float]
 """Values of one GPU by the metric's name."""
@@ -180,11 +172,6 @@ def _readings(uid: str, scrapes: Sequence[_Scrape]) -> list[Reading]:
 
 def _reading(uid: str, scrape: _Scrape) -> Reading:
     fields = scrape.gpus.get(uid, {})
-    reasons = int(_first(fields, REASONS, 0.0)[1])
-    slowdown = Slowdown.NONE
-    for bit, meaning in SLOWDOWNS.items():
-        if reasons & bit:
-            slowdown |= meaning
     return Reading(
         at_s=scrape.at_s,
         power_w=_power_of(scrape, uid)[1],
@@ -192,7 +179,8 @@ def _reading(uid: str, scrape: _Scrape) -> Reading:
         temperature_c=_first(fields, TEMPERATURE)[1],
         clock_mhz=_first(fields, CLOCK)[1],
         power_limit_w=_first(fields, LIMIT)[1],
-        slowdown=slowdown,
+        # DCGM hands on NVML's own bits.
+        slowdown=slowdown(int(_first(fields, REASONS, 0.0)[1])),
     )
 
 

@@ -6,23 +6,19 @@ import hashlib
 import hmac
 import os
 import re
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 from autotune.adapters.gpu_health import GpuHealth
+from autotune.adapters.kernel_log import read_log
 from autotune.domain.hardware import Device
 from autotune.domain.node import CoolDown, NodeState, XidCount
 from autotune.domain.ports import Cancelled
 
 CPU_SAMPLE_S = 0.5
 """The CPU's shares are means over this long."""
-LOG_TIMEOUT_S = 2.0
-"""A kernel that logs faster than it is read is read for no longer than this."""
-LOG_RECORD_BYTES = 8192
-"""The kernel hands out no longer record than this, and refuses a shorter buffer."""
 
 # A record of /dev/kmsg: "priority,sequence,microseconds since boot,flags;text" (the kernel's ABI document
 # dev-kmsg). Priorities below 8 are the kernel's own: a process cannot write such a line.
@@ -93,39 +89,13 @@ def _governor(root: Path) -> str | None:
 
 def _xids(log: Path) -> tuple[XidCount, ...] | None:
     """Xid errors since boot, as far back as the kernel's log goes; None where it cannot be read."""
-    text = _kernel_log(log)
+    text = read_log(log)
     if not text:  # what has not even the lines of its boot is not the kernel's log
         return None
     seen: dict[tuple[str, int], list[float]] = {}
     for line in _XID.finditer(text):
         seen.setdefault((line["pci"].lower(), int(line["code"])), []).append(int(line["us"]) / 1e6)
     return tuple(XidCount(pci, code, len(at_s), max(at_s)) for (pci, code), at_s in sorted(seen.items()))
-
-
-def _kernel_log(path: Path) -> str:
-    """All records of /dev/kmsg; empty where it is not there or we may not read it."""
-    chunks = []
-    try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return ""
-    try:
-        deadline_s = time.monotonic() + LOG_TIMEOUT_S
-        while time.monotonic() < deadline_s:
-            try:
-                chunk = os.read(file, LOG_RECORD_BYTES)
-            except BrokenPipeError:  # records were overwritten before they were read; the next read goes on
-                continue
-            if not chunk:
-                break
-            chunks.append(chunk)
-    except BlockingIOError:  # the end
-        pass
-    except OSError:
-        return ""
-    finally:
-        os.close(file)
-    return b"".join(chunks).decode(errors="replace")
 
 
 def _text(path: Path) -> str:

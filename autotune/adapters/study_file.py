@@ -21,6 +21,8 @@ from autotune.domain.study import StudySpec
 
 Path_ = tuple[str | int, ...]
 
+PARALLELISM = frozenset({"tensor_parallel", "pipeline_parallel", "data_parallel"})
+
 _INSTEAD = {
     "prefix_hits": "write `prefix_hits: {expected: 0.5}`",
     "number": "write a whole number above 0, or a distribution {median, sigma, high}",
@@ -75,8 +77,9 @@ def read_study(path: Path, spaces: Path, overrides: Mapping[str, Any] | None = N
     source = SourceFile(path)
     data = _plain(source.data) | dict(overrides or {})
     data.setdefault("name", path.stem)
-    if isinstance(data.get("space"), str):
-        data["space"] = _named_space(source, data["space"], spaces).model_dump()
+    for part in _space_holders(data):
+        if isinstance(part.get("space"), str):
+            part["space"] = _named_space(source, part["space"], spaces).model_dump()
     try:
         return StudySpec.model_validate(data)
     except ValidationError as invalid:
@@ -101,7 +104,9 @@ def study_schema() -> dict[str, Any]:
     """JSON Schema of study files: that of the study, whose space may be a name."""
     schema = StudySpec.model_json_schema()
     by_name = {"type": "string", "description": "name of a space, such as vllm"}
-    schema["properties"]["space"] = {"anyOf": [schema["properties"]["space"], by_name]}
+    for part in (schema, schema["$defs"]["EngineSpec"]):
+        space = part["properties"]["space"]
+        space["anyOf"] = [*space["anyOf"], by_name]
     return schema
 
 
@@ -112,12 +117,16 @@ def check_against_hardware(path: Path, study: StudySpec, hardware: Hardware) -> 
     """
     source = SourceFile(path)
     given: dict[Path_, Sequence[Value]] = {}
-    inline = not isinstance(source.data.get("space"), str)
-    for name in ("tensor_parallel", "pipeline_parallel", "data_parallel"):
-        if inline and name in study.space.dimensions:
-            given["space", "dimensions", name] = study.space.choices(name)
-        if name in study.engine.fixed:
-            given["engines", 0, "fixed", name] = (study.engine.fixed[name],)
+    places: list[tuple[Path_, Any, SearchSpace | None]] = [((), source.data, study.space)]
+    listed = source.data.get("engines") or []
+    for at, (engine, written) in enumerate(zip(study.engines, listed, strict=False)):
+        places.append((("engines", at), written, engine.space))
+        for name in PARALLELISM & engine.fixed.keys():
+            given["engines", at, "fixed", name] = (engine.fixed[name],)
+    for place, written, space in places:
+        if space is not None and not isinstance(written.get("space"), str):
+            for name in PARALLELISM & space.dimensions.keys():
+                given[*place, "space", "dimensions", name] = space.choices(name)
     problems = []
     for where, values in given.items():
         most = max((value for value in values if isinstance(value, int)), default=0)
@@ -127,6 +136,13 @@ def check_against_hardware(path: Path, study: StudySpec, hardware: Hardware) -> 
             problems.append(source.problem(where, what, remedy))
     if problems:
         raise InputError(problems)
+
+
+def _space_holders(data: dict[str, Any]) -> list[dict[str, Any]]:
+    """The parts of a file that may have a space: the study, and each engine."""
+    engines = data.get("engines")
+    listed = engines if isinstance(engines, list) else []
+    return [data, *(engine for engine in listed if isinstance(engine, dict))]
 
 
 def _plain(node: Any) -> Any:

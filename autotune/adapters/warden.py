@@ -13,6 +13,9 @@ The lifeline carries no data: its end (closed by the tuner, or by the kernel wit
 the order to end the engine. The warden adopts orphaned descendants (PR_SET_CHILD_SUBREAPER), so that none
 escapes by losing its parent, and the engine gets SIGKILL should the warden itself be killed
 (PR_SET_PDEATHSIG). What survives even that is found again by the record that a killed warden leaves.
+
+What does not descend from the warden, such as a container, is ended by a stop command: the warden runs it
+when all else is gone, and whoever finds the record of a killed warden runs it instead.
 """
 
 from __future__ import annotations
@@ -33,6 +36,9 @@ from typing import NamedTuple
 KILL_TIMEOUT_S = 30.0
 """How long killed processes may take to go; freeing the memory of many GPUs takes seconds."""
 
+STOP_TIMEOUT_S = 30.0
+"""How long a stop command may take."""
+
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _EXIT_CANNOT_START = 127
@@ -48,6 +54,7 @@ class Orders(NamedTuple):
     cores: tuple[int, ...]
     record: str
     grace_s: float
+    stop_argv: tuple[str, ...] = ()
 
 
 class Process(NamedTuple):
@@ -66,11 +73,17 @@ class Process(NamedTuple):
 
 
 class Record(NamedTuple):
-    """Identities of the processes of one launch, as kept on disk."""
+    """Identities of the processes of one launch, and its stop command, as kept on disk."""
 
     tuner: tuple[int, int]
     warden: tuple[int, int]
     engine: tuple[int, int]
+    stop_argv: tuple[str, ...] = ()
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """Read the file that a warden wrote; raises FileNotFoundError when its warden is done."""
+        return cls(*(tuple(part) for part in json.loads(path.read_text())))
 
 
 def find(pid: int) -> Process | None:
@@ -118,6 +131,20 @@ def signal_until_gone(
     return left
 
 
+def run_stop(argv: tuple[str, ...] | list[str]) -> str:
+    """Run a stop command; returns why it failed, in words, empty where it did its work."""
+    if not argv:
+        return ""
+    try:
+        done = subprocess.run(
+            argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=STOP_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    said = (done.stderr or done.stdout).decode(errors="replace").strip()
+    return f"exit code {done.returncode}: {said}" if done.returncode else ""
+
+
 class Warden:
     """Runs one engine process by its orders."""
 
@@ -136,14 +163,16 @@ class Warden:
             engine = subprocess.Popen(argv, process_group=0, preexec_fn=_die_with(os.getpid()))  # noqa: PLW1509
         except OSError as error:
             sys.stderr.write(f"cannot start {argv[0]}: {error}\n")
-            self._report(exit=_EXIT_CANNOT_START)
+            self._report(exit=_EXIT_CANNOT_START, at_s=time.monotonic())
             return
         self._engine_pid, self._engine_runs = engine.pid, True
         self._write_record(tuner)
         self._watch(wakeup_fd)
         signal_until_gone(self._left, signal.SIGTERM, self._orders.grace_s)
-        if left := signal_until_gone(self._left, signal.SIGKILL, KILL_TIMEOUT_S):
-            self._report(left=[process.pid for process in left])
+        left = signal_until_gone(self._left, signal.SIGKILL, KILL_TIMEOUT_S)
+        unstopped = run_stop(self._orders.stop_argv)
+        if left or unstopped:
+            self._report(left=[process.pid for process in left], unstopped=unstopped)
         else:
             Path(self._orders.record).unlink(missing_ok=True)
 
@@ -167,7 +196,8 @@ class Warden:
             while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                 if ended[0] == self._engine_pid:
                     self._engine_runs = False
-                    self._report(exit=os.waitstatus_to_exitcode(ended[1]))
+                    # The clock is the machine's: the deaths of several engines can be put in order.
+                    self._report(exit=os.waitstatus_to_exitcode(ended[1]), at_s=time.monotonic())
 
     def _report(self, **message: object) -> None:
         with contextlib.suppress(BrokenPipeError):  # the tuner is gone
@@ -178,7 +208,8 @@ class Warden:
         if warden and engine:
             path = Path(self._orders.record)
             half = path.with_suffix(".tmp")
-            half.write_text(json.dumps(Record(tuner.identity, warden.identity, engine.identity)))
+            record = Record(tuner.identity, warden.identity, engine.identity, self._orders.stop_argv)
+            half.write_text(json.dumps(record))
             half.replace(path)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from rich.text import Text
 
 from autotune import __version__, wiring
 from autotune.adapters.accelerator_constants import read_accelerators
+from autotune.adapters.engine_env import EngineEnvironments
 from autotune.adapters.study_file import SourceFile, read_slas, study_schema
 from autotune.cli import engines, models, render, workload
 from autotune.cli.progress import progress
@@ -32,13 +33,14 @@ from autotune.domain.document import (
     trials_document,
 )
 from autotune.domain.errors import AutotuneError, InputError, InputProblem, StudyCancelledError
+from autotune.domain.launch import LaunchContext
 from autotune.domain.ledger import Ledger
 from autotune.domain.node import describe
 from autotune.domain.recommendation import Recommendation, Standing, ledger_for, recommend
 from autotune.domain.records import TrialRow, TrialState
 from autotune.domain.sla import Sla
 from autotune.domain.study import StudySpec
-from autotune.runs.validation import validate_space
+from autotune.runs.validation import AskEngine, Asking, validate_space
 
 OK, NOTHING, WRONG_INPUT, BENCH_BROKE = 0, 1, 2, 3
 
@@ -158,26 +160,56 @@ def _show_trial(
 
 
 @app.command(epilog="Example: autotune validate search_spaces/quickstart.yaml")
-def validate(
+def validate(  # noqa: PLR0917 - typer's options
     study_file: StudyFile,
     engine: EngineAt = None,
     model: Model = None,
     most: Annotated[int, typer.Option(help="Configurations to check at most.")] = 10_000,
+    most_asked: Annotated[
+        int, typer.Option(help="Configurations to ask the engine about at most: about a second each.")
+    ] = 200,
+    no_engine: Annotated[
+        bool, typer.Option("--no-engine", help="Check on paper only; ask no engine.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a study file, the files it names, and every configuration on paper; starts nothing."""
+    """Check a study file, the files it names, and every configuration: on paper, then by the engine itself.
+
+    Nothing is started: an engine's own parser and validation are asked. What they take may still fail later.
+    """
     study = wiring.load_study(study_file, _overrides(study_file, engine, model, None, None))
     _check_workload_files(study_file, study)
-    launcher = wiring.launcher_of(study.engine.name)
-    context = wiring.paper_context(study, launcher)
-    wiring.baseline_config(study, launcher)
-    setting = wiring.setting_for(study, wiring.hardware_for(study, context.environment.kind))
-    verdict = validate_space(study, launcher, context, setting, most=most)
+    wiring.baseline_config(study)
+    contexts = {engine.name: wiring.paper_context(study, engine) for engine in study.engines}
+    kind = next(iter(contexts.values())).environment.kind
+    setting = wiring.setting_for(study, wiring.hardware_for(study, kind))
+    verdict = validate_space(
+        study,
+        wiring.launchers(),
+        contexts,
+        setting,
+        most=most,
+        asking=None if no_engine else Asking(_ask(contexts), most_asked),
+    )
     if as_json:
         render.print_json(verdict.document())
     else:
         render.print_plain(verdict.describe(str(study_file)))
     raise typer.Exit(OK if verdict.accepted else NOTHING)
+
+
+def _ask(contexts: Mapping[str, LaunchContext]) -> AskEngine:
+    """Asks installed engines, and says on standard error how far it is."""
+    console = Console(stderr=True)
+
+    def ask(engine: str, commands: Sequence[Sequence[str]], env: Mapping[str, str]) -> Sequence[str | None]:
+        def told(answered: int, of: int) -> None:
+            console.print(f"asked {engine} about {answered} of {of} command lines", style="dim")
+
+        launcher, environment = wiring.launcher_of(engine), contexts[engine].environment
+        return EngineEnvironments().refusals(launcher, environment, commands, env=env, told=told)
+
+    return ask
 
 
 def _check_workload_files(study_file: Path, study: StudySpec) -> None:

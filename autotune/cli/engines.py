@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,12 +12,12 @@ from autotune import wiring
 from autotune.adapters.engine_env import EngineEnvironments, engines_home
 from autotune.adapters.engine_install import install_engine
 from autotune.cli import render
-from autotune.domain.errors import InputError
 
 app = typer.Typer(help="Install, list and check engines; each lives in an environment of its own.")
 
 EngineName = Annotated[str, typer.Argument(metavar="ENGINE", help="Engine id, such as vllm.")]
 At = Annotated[Path | None, typer.Option(help="Virtual environment to look into.")]
+Storage = Annotated[str, typer.Option(help="SQLAlchemy URL of the studies that count as run.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -32,13 +33,29 @@ def install(
 
 
 @app.command("list", epilog="Example: autotune engines list --json")
-def list_engines(as_json: Json = False) -> None:
-    """List every engine that a launcher knows, installed or not."""
-    rows = [_row(engine) for engine in wiring.launchers()]
+def list_engines(storage: Storage = wiring.DEFAULT_STORAGE, as_json: Json = False) -> None:
+    """List every engine that a launcher knows, installed or not, and how far each was tried here.
+
+    ran: measured in a study of the storage, in this version; checked: its own parser answers; rendered:
+    written from documentation alone.
+    """
+    statuses = wiring.engine_statuses(wiring.versions_run(wiring.open_store(storage)))
     if as_json:
-        render.print_json(rows)
+        render.print_json([asdict(status) for status in statuses])
     else:
-        render.wide_console().print(render.engines(rows))
+        render.wide_console().print(render.engines(statuses))
+
+
+@app.command(epilog="Example: autotune engines recipes --engine vllm --json")
+def recipes(
+    engine: Annotated[str | None, typer.Option(help="Of this engine alone.")] = None, as_json: Json = False
+) -> None:
+    """Write the commands of the recipes for large models, each with the evidence that it rests on."""
+    written = [each for each in wiring.written_recipes() if engine in {None, each.recipe.engine}]
+    if as_json:
+        render.print_json([render.recipe_document(each) for each in written])
+    else:
+        render.print_plain(render.recipes_markdown(written))
 
 
 @app.command(epilog="Example: autotune engines check vllm --at /path/to/venv")
@@ -65,20 +82,3 @@ def check(engine: EngineName, at: At = None, as_json: Json = False) -> None:
     if found.remedy:
         render.print_plain(f"missing: {', '.join(found.missing_libraries)}; remedy: {found.remedy}")
         raise typer.Exit(1)
-
-
-def _row(engine: str) -> dict[str, Any]:
-    launcher = wiring.launcher_of(engine)
-    try:
-        environment = EngineEnvironments().find(launcher, None)
-    except InputError:
-        environment = None
-    return {
-        "id": engine,
-        "installed": environment is not None,
-        "version": environment.version if environment else None,
-        "device": environment.kind if environment else None,
-        "evidence": "checked" if environment else "rendered",
-        "dimensions": sorted(launcher.traits.dimensions),
-        "path": str(environment.executable) if environment else None,
-    }

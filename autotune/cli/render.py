@@ -8,20 +8,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from autotune.domain.commands import shell_commands
 from autotune.domain.config import EngineConfig
 from autotune.domain.document import Ledgers
 from autotune.domain.ledger import Basis, Figure, Ledger
 from autotune.domain.measurement import Floats, Measurement
-from autotune.domain.power import EnergyVerdict, energy_in
+from autotune.domain.power import EnergyVerdict, PowerBasis, energy_in
+from autotune.domain.quality import QualityState, QualityVerdict
 from autotune.domain.quantities import show_duration
-from autotune.domain.recommendation import Recommendation, Standing
+from autotune.domain.recommendation import Recommendation, Standing, quality_of
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow, TrialState
 from autotune.domain.scoring import LevelScore, SlaVerdict
 from autotune.domain.stats import Interval
+from autotune.wiring import EngineStatus, WrittenRecipe
 
 STYLES = {
     TrialState.MEASURED: "green",
@@ -30,6 +33,11 @@ STYLES = {
     TrialState.CENSORED: "magenta",
     TrialState.BENCH_ERROR: "bold red",
     TrialState.RUNNING: "cyan",
+}
+QUALITY_STYLES = {
+    QualityState.PASSED: "green",
+    QualityState.FAILED: "bold red",
+    QualityState.NOT_JUDGED: "yellow",
 }
 
 
@@ -67,7 +75,7 @@ def _comparison(found: Recommendation, best: Standing, defaults: EngineConfig, l
         number = f" (trial {standing.candidate.row.number})" if standing else ""
         table.add_column(heading + number, overflow="fold")
     for name, show in _ROWS:
-        modelled = name.startswith("good ") and not best.figures.power_basis.ranks
+        modelled = name.startswith("good ") and best.figures.power_basis is PowerBasis.ESTIMATED
         heading = f"{name} (a model's)" if modelled else name
         table.add_row(heading, *(show(s) if s else "-" for _, s in columns))
     ledgers = [ledger(standing) if standing else None for _, standing in columns]
@@ -125,6 +133,8 @@ def _attainment(figures: LevelScore) -> str:
 
 
 def _power(figures: LevelScore) -> str:
+    if figures.power_basis is PowerBasis.NONE:
+        return "unknown"
     if figures.energy_verdict is EnergyVerdict.INVALID:
         return f"invalid: {', '.join(figures.energy_reasons)}"
     return f"{figures.mean_power_w:.4g} ({figures.power_basis})"
@@ -164,17 +174,35 @@ _ROWS: tuple[tuple[str, Callable[[Standing], str]], ...] = (
         ),
     ),
     ("launches", lambda s: "2" if s.confirmed else "1"),
+    ("quality", lambda s: _quality(quality_of(s.candidate.launch))),
 )
 
 
+def _quality(verdict: QualityVerdict) -> str:
+    """State of a verdict, with the largest of its figures against their thresholds, or why there are none."""
+    worst = max(verdict.figures, key=lambda f: f.value / f.threshold, default=None)
+    why = str(worst) if worst else ", ".join(verdict.reasons)
+    return f"{verdict.state}: {why}" if why else verdict.state
+
+
+def quality(verdict: QualityVerdict) -> RenderableType:
+    """A verdict with every figure, one to a line."""
+    against = "" if verdict.reference is None else f", judged by trial {verdict.reference}"
+    text = Text(f"quality {verdict.state}", style=QUALITY_STYLES[verdict.state])
+    text.append(f"  {verdict.precision.label}{against}", style="dim")
+    for line in (verdict.known, *verdict.reasons, *map(str, verdict.figures)):
+        text.append(f"\n  {line}" if line else "", style="default")
+    return text
+
+
 def levels(record: LaunchRecord) -> RenderableType:
-    """One line per load level of a launch: load, window, tokens, latency, the engine's counters, energy."""
+    """A launch's verdict on quality, and a line per load level: window, latency, counters, energy."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for heading, _ in _LEVEL_COLUMNS:
         table.add_column(heading, overflow="fold")
     for measurement in record.curve:
         table.add_row(*(show(measurement) for _, show in _LEVEL_COLUMNS))
-    return table
+    return Group(quality(quality_of(record)), "", table)
 
 
 def _window(measurement: Measurement) -> str:
@@ -249,6 +277,8 @@ def print_trials(
         line.append(f"{times[0]:>7}  {times[1]:>7}")
         line.append("".join(f"  {figure:>{width}}" for figure, width in zip(figures, widths, strict=True)))
         line.append(f"\n       {row.config.label(defaults)}", style="dim")
+        if row.quality and row.quality != QualityState.PASSED:
+            line.append(f"\n       quality {row.quality}", style=QUALITY_STYLES[QualityState(row.quality)])
         if row.failure_class:
             line.append(f"\n       {row.failure_class}: {row.failure_line}")
         if row.failure_class and row.log_path:
@@ -259,16 +289,40 @@ def print_trials(
 _TRIAL_HEADINGS = f"{'purpose':<12}{'state':<12}{'launch':>7}  {'load':>7}"
 
 
-def engines(rows: Sequence[dict[str, Any]]) -> RenderableType:
+def engines(statuses: Sequence[EngineStatus]) -> RenderableType:
     """One line per engine."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
     for heading in ("engine", "installed", "version", "device", "evidence", "path"):
         table.add_column(heading, overflow="fold")
-    for row in rows:
-        installed = "yes" if row["installed"] else f"no: autotune engines install {row['id']}"
-        cells = (row["id"], installed, row["version"], row["device"], row["evidence"], row["path"])
+    for each in statuses:
+        installed = "yes" if each.installed else "no"
+        cells = (each.id, installed, each.version, each.device, each.evidence, each.path)
         table.add_row(*(Text(str(cell or "-")) for cell in cells))
     return table
+
+
+def recipe_document(written: WrittenRecipe) -> dict[str, Any]:
+    """A recipe and its commands as plain data."""
+    return {
+        **written.recipe.model_dump(),
+        "evidence": written.evidence,
+        "commands": shell_commands(written.launch),
+    }
+
+
+def recipes_markdown(written: Sequence[WrittenRecipe]) -> str:
+    """The commands of recipes, for people: a heading, what it is, and a block for each process."""
+    parts = []
+    for each in written:
+        recipe = each.recipe
+        nodes = f"{recipe.hosts} nodes, " if recipe.hosts > 1 else ""
+        where = f"{nodes}{recipe.config.devices} x {recipe.accelerator}"
+        parts.append(
+            f"### {recipe.id}\n\n{recipe.model} on {where}: {each.evidence}. After {recipe.source}.\n"
+        )
+        for role, command in shell_commands(each.launch).items():
+            parts.append(f"```sh\n# {role}\n{command}\n```\n")
+    return "\n".join(parts)
 
 
 def print_json(document: Any) -> None:

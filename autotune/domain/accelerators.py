@@ -54,6 +54,11 @@ class Accelerator(_Constant):
     source: Source
     usd_per_hour: dict[Market, HourlyPrice] = {}
 
+    @property
+    def known_as(self) -> frozenset[str]:
+        """Whole names, plain: drivers', and the table's own, by which studies name what is not here."""
+        return frozenset(map(_plain, (self.name, *self.reported_as)))
+
 
 class AcceleratorTable(_Constant):
     """Every accelerator of which constants are known."""
@@ -62,20 +67,20 @@ class AcceleratorTable(_Constant):
 
     @model_validator(mode="after")
     def _unambiguous(self) -> Self:
-        names = [_plain(name) for a in self.accelerators for name in a.reported_as]
+        names = [name for a in self.accelerators for name in a.known_as]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"reported by more than one accelerator: {', '.join(twice)}")
         return self
 
     def find(self, device_name: str) -> Accelerator | None:
-        """The accelerator that a driver reports by this name; None for one not in the table.
+        """The accelerator of this name, the table's or a driver's; None for one not in the table.
 
         Whole names only: an H200 is no GH200, and an H200 NVL card, a partition of an H100 or a workstation
         edition is provisioned differently from the product whose name it shares.
         """
         wanted = _plain(device_name)
-        return next((a for a in self.accelerators if wanted in map(_plain, a.reported_as)), None)
+        return next((a for a in self.accelerators if wanted in a.known_as), None)
 
 
 def _plain(name: str) -> str:

@@ -38,7 +38,7 @@ def spent(rows: Sequence[TrialRow], wall_s: float) -> Spend:
     return Spend(
         launches=sum(was_judged(row) for row in rows),
         wall_s=wall_s,
-        device_s=sum(row.total_s * row.config.ranks for row in rows),
+        device_s=sum(row.total_s * row.config.devices for row in rows),
     )
 
 
@@ -53,7 +53,7 @@ def next_launch(rows: Sequence[TrialRow]) -> Spend:
     return Spend(
         launches=1,
         wall_s=median([row.total_s for row in judged] or [0.0]),
-        device_s=median([row.total_s * row.config.ranks for row in judged] or [0.0]),
+        device_s=median([row.total_s * row.config.devices for row in judged] or [0.0]),
     )
 
 
@@ -62,6 +62,6 @@ def finals(rows: Sequence[TrialRow], study: StudySpec, count: int) -> Spend:
     judged = [row for row in rows if was_judged(row)]
     start_s = median([row.launch_s for row in judged] or [0.0])
     load_s = len(study.slas) * (study.measurement.warmup + study.measurement.final_window)
-    ranks = max((row.config.ranks for row in judged), default=1)
+    ranks = max((row.config.devices for row in judged), default=1)
     wall_s = count * (start_s + load_s)
     return Spend(launches=count, wall_s=wall_s, device_s=wall_s * ranks)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from autotune.domain.ledger import Figure, Ledger
-from autotune.domain.recommendation import Recommendation, Standing
-from autotune.domain.records import StudyRow, TrialRow
+from autotune.domain.recommendation import Recommendation, Standing, quality_of
+from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
 from autotune.domain.scoring import LevelScore
 from autotune.domain.stats import Interval
 
@@ -36,6 +37,7 @@ FIGURES = (
     "steady",
     "launches",
     "node",
+    "quality",
     "ledger",
 )
 """Keys that are null where figures are withheld."""
@@ -83,6 +85,7 @@ def trial_document(row: TrialRow) -> dict[str, Any]:
         "load_s": row.load_s,
         "total_s": row.total_s,
         "objectives": dict(row.objectives),
+        "quality": row.quality,
     }
 
 
@@ -128,8 +131,39 @@ def _figures(standing: Standing | None, ledger: Ledgers) -> dict[str, Any]:
         "operating_rps": figures.rate_rps,
         "launches": 2 if standing.confirmed else 1,
         "node": standing.launch.node or None,
+        "quality": quality_document(standing.candidate.launch),
         "ledger": _ledger(ledger(standing)),
     }
+
+
+def quality_document(record: LaunchRecord) -> dict[str, Any]:
+    """The verdict on a launch's precision, with its figures; null for what is not finite."""
+    verdict = quality_of(record)
+    precision = asdict(verdict.precision)
+    return {
+        "state": verdict.state,
+        "precision": {**precision, "other": list(verdict.precision.other)},
+        "judged_in": verdict.judged_in,
+        "reference": verdict.reference,
+        "known_prompts": verdict.known or None,
+        "figures": [
+            {
+                "setting": figure.setting,
+                "measure": figure.measure,
+                "unit": figure.measure.unit,
+                "value": _finite(figure.value),
+                "reference_against_itself": _finite(figure.own),
+                "at_most": _finite(figure.threshold),
+                "passed": figure.passed,
+            }
+            for figure in verdict.figures
+        ],
+        "reasons": list(verdict.reasons),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _ledger(ledger: Ledger) -> dict[str, Any]:
@@ -160,7 +194,7 @@ def _figure(figure: Figure | None) -> dict[str, Any] | None:
     """A figure and its interval; null for an end that is not finite, for JSON has no infinity."""
     if figure is None:
         return None
-    ends = [end if math.isfinite(end) else None for end in (figure.interval.low, figure.interval.high)]
+    ends = [_finite(end) for end in (figure.interval.low, figure.interval.high)]
     return {"value": figure.value, "interval": ends}
 
 

@@ -11,11 +11,19 @@ class DeviceKind(StrEnum):
 
     CPU = "cpu"
     CUDA = "cuda"
+    ROCM = "rocm"
+    REMOTE = "remote"
+    """Accelerators behind a URL: counted and priced, never seen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One GPU, or one CPU core where engines run on cores; ``memory_bytes`` is its share."""
+    """One GPU, or one CPU core where engines run on cores; ``memory_bytes`` is its share.
+
+    ``compute_capability`` is NVIDIA's, (9, 0) for Hopper, or the numbers of AMD's gfx target, (9, 4, 2);
+    empty where unknown. Devices of one ``island`` reach each other without leaving it (NVLink, xGMI); -1
+    where unknown. ``numa_node`` is the host memory it is next to, -1 where unknown.
+    """
 
     kind: DeviceKind
     index: int
@@ -23,6 +31,9 @@ class Device:
     uid: str
     memory_bytes: int
     driver: str = ""
+    compute_capability: tuple[int, ...] = ()
+    island: int = -1
+    numa_node: int = -1
 
 
 @dataclass(frozen=True, slots=True)

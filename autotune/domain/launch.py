@@ -9,8 +9,6 @@ States of a launch::
 
 from __future__ import annotations
 
-import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -23,7 +21,7 @@ from autotune.domain.hardware import Device, DeviceKind
 class EngineEnvironment:
     """An installed engine: where it is, which version, and the flags that its own parser has.
 
-    ``flags`` maps each long flag to its choices (empty: any value).
+    ``flags`` maps each long flag to its choices (empty: any value); no flags at all: no parser was asked.
     """
 
     engine: str
@@ -34,25 +32,43 @@ class EngineEnvironment:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """An image that an engine runs from; ``runtime`` is docker, podman or apptainer."""
+
+    image: str
+    runtime: str = "docker"
+    mounts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchContext:
     """All that a launcher needs beside the configuration.
 
-    ``args`` and ``env`` are the study's own, the same for every configuration.
+    ``args`` and ``env`` are the study's own, the same for every configuration. ``url`` and
+    ``token_variable`` are those of an engine that runs already. ``devices`` are as many as the
+    configuration's ``devices``, in an order in which neighbours are close.
     """
 
     model: str
     environment: EngineEnvironment
     devices: tuple[Device, ...]
+    url: str = ""
+    token_variable: str = ""
+    container: Container | None = None
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSpec:
-    """One process of a launch; ``{host:ROLE}`` and ``{port:ROLE}`` in ``argv`` are filled in by the host.
+    """One process of a launch; the host fills in what stands in braces in ``argv`` and ``env``.
 
-    ``ready_path`` is the HTTP path on the role's own port that answers 200 when it is ready; empty for a
-    process without one. ``devices`` are the host's indices.
+    ``{host:ROLE}`` and ``{port:ROLE}`` are where a role listens; ``{port:ROLE/NAME}`` is a further port of
+    it. A value in ``env`` that begins with ``~/`` lies in the user's home. ``{file:NAME}`` is the path of a
+    file that the host writes, whose text (placeholders and all) is in ``files``. ``ready_path`` is the HTTP
+    path on the role's own port that answers 200 when it is ready; empty for a process without one.
+    ``stop_argv`` is a command that ends what would outlive the process, such as a container. ``devices``
+    are the host's indices.
     """
 
     role: str
@@ -62,33 +78,37 @@ class ProcessSpec:
     ready_path: str = "/health"
     host_slot: int = 0
     depends_on: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    stop_argv: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchSpec:
-    """The processes of one launch, in starting order; ``serving_role`` takes the requests."""
+    """The processes of one launch, in starting order; ``serving_role`` takes the requests.
+
+    ``counter_roles`` are those whose counters are read, none: that of the serving role. ``endpoint`` is that
+    of an engine that runs already: no process, no role.
+    """
 
     processes: tuple[ProcessSpec, ...]
     serving_role: str
     served_model: str
+    ignore_eos: bool = True
+    counter_roles: tuple[str, ...] = ()
+    endpoint: Endpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a running engine takes requests; ``ignore_eos`` is false where it refuses that parameter."""
+    """Where a running engine takes requests; ``ignore_eos`` is false where it refuses that parameter.
+
+    ``token_variable`` names the environment variable that holds a bearer token; empty: none is sent.
+    """
 
     base_url: str
     model: str
     ignore_eos: bool = True
-
-
-def shell_command(process: ProcessSpec, *, port: int = 8000) -> str:
-    """Write a process as the shell line that starts it, quoted, its environment in front."""
-    words = [re.sub(r"\{port:[^}]*\}", str(port), word) for word in process.argv]
-    words = [re.sub(r"\{host:[^}]*\}", "127.0.0.1", word) for word in words]
-    words[0] = Path(words[0]).name
-    env = [f"{name}={shlex.quote(value)}" for name, value in sorted(process.env.items())]
-    return " ".join([*env, *map(shlex.quote, words)])
+    token_variable: str = ""
 
 
 class Phase(StrEnum):
@@ -119,10 +139,21 @@ class FailureClass(StrEnum):
     CONTEXT_TOO_LONG = "context too long"
     KV_CACHE_TOO_SMALL = "kv cache too small"
     OUT_OF_MEMORY = "out of memory"
+    OUT_OF_MEMORY_LOADING = "out of memory while loading weights"
+    OUT_OF_MEMORY_PROFILING = "out of memory while profiling"
+    OUT_OF_MEMORY_SERVING = "out of memory under load"
+    COMMUNICATION = "communication between ranks"
+    COMPILATION = "compilation"
     DIED_AT_FIRST_REQUEST = "died at first request"
     DIED_UNDER_LOAD = "died under load"
+    WRONG_OUTPUT = "wrong output"
+    STALLED = "stalled"
     START_TIMEOUT = "start timed out"
     PORT_TAKEN = "port taken"
+    DISK_FULL = "disk full"
+    LICENSE = "license"
+    DRIVER = "driver"
+    HOST_MEMORY = "host out of memory"
     NODE_FAULT = "node fault"
     KILLED = "killed from outside"
     INTERRUPTED = "interrupted"
@@ -132,6 +163,10 @@ class FailureClass(StrEnum):
 REACTIONS: Mapping[FailureClass, Reaction] = {
     FailureClass.START_TIMEOUT: Reaction.CENSORED,
     FailureClass.PORT_TAKEN: Reaction.BENCH,
+    FailureClass.DISK_FULL: Reaction.BENCH,
+    FailureClass.LICENSE: Reaction.BENCH,
+    FailureClass.DRIVER: Reaction.BENCH,
+    FailureClass.HOST_MEMORY: Reaction.BENCH,
     FailureClass.NODE_FAULT: Reaction.BENCH,
     FailureClass.KILLED: Reaction.BENCH,
     FailureClass.INTERRUPTED: Reaction.BENCH,
@@ -144,7 +179,10 @@ class Evidence:
     """What is left of a failed launch, for a launcher to classify.
 
     ``exit_code`` is None while the process lives (a deadline passed), negative for a signal.
-    ``log`` is the whole log; ``stream_error`` is what the first request's stream said, if anything.
+    ``log`` is the whole log of the process that died first; ``stream_error`` is what the first request's
+    stream said, if anything; ``kernel_log`` is what the kernel logged since the launch, where it may be read,
+    and ``pids`` are the launch's processes as far as they are known, dead ones too. ``stalled``: it lives and
+    answers nothing.
     """
 
     phase: Phase
@@ -152,6 +190,9 @@ class Evidence:
     log: str
     timed_out: bool = False
     stream_error: str = ""
+    kernel_log: str = ""
+    pids: tuple[int, ...] = ()
+    stalled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -157,6 +157,11 @@ def warnings(state: NodeState) -> tuple[str, ...]:
     return tuple(found)
 
 
+def code_of(reason: str) -> str:
+    """The code that a fault or a warning begins with."""
+    return reason.partition(":")[0]
+
+
 def new_faults(before: NodeState, after: NodeState) -> tuple[str, ...]:
     """Faults that appeared between two states of a node, each as ``code:device: words``.
 

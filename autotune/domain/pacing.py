@@ -113,9 +113,8 @@ def shares(plan: LoadPlan, clients: int) -> list[list[int]]:
     return parts
 
 
-def share_out(plan: LoadPlan, clients: int) -> tuple[LoadPlan, ...]:
-    """Split a plan between clients as ``shares`` says, and closed-loop slots evenly."""
-    parts = shares(plan, clients)
+def share_out(plan: LoadPlan, parts: Sequence[Sequence[int]]) -> tuple[LoadPlan, ...]:
+    """Split a plan into parts that ``shares`` made, and closed-loop slots evenly."""
     place_in_part = {index: place for part in parts for place, index in enumerate(part)}
     slots, extra = divmod(plan.concurrency or 0, len(parts))
     return tuple(

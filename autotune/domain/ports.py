@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from autotune.domain.answers import Answer, AnswerTerms, Question
 from autotune.domain.config import EngineConfig
 from autotune.domain.counters import CounterTrace
 from autotune.domain.events import Event
@@ -31,10 +32,16 @@ from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
 class LauncherTraits:
     """Facts of an engine that need no code: its id, its words, its defaults' limits, its metric names.
 
-    ``dimensions`` are the words of the vocabulary it can express. ``parser_probe`` is a Python program that,
-    run by the engine's own interpreter, prints ``{"version", "device", "flags": {flag: [choices]}}``.
-    ``counters`` maps our names to the engine's Prometheus names. ``reset_path`` is the HTTP path that forgets
-    cached prefixes when posted to; engines may answer it only when started so.
+    ``dimensions`` are the words of the vocabulary it can express. ``parser_probe`` is a Python program
+    that, run by the engine's own interpreter, prints ``{"version", "device", "flags": {flag: [choices]}}``;
+    empty for an engine that has no parser to ask. ``config_probe`` is one that reads a JSON list of
+    argument lists from standard input and prints as the last line a JSON list with, for each, null or why
+    the engine's own parser and validation refuse it; empty where there is none. ``counters`` maps our names
+    to the engine's Prometheus names, on the page at ``counters_path``. ``reset_path`` is the HTTP path that
+    forgets cached prefixes when posted to; engines may answer it only when started so. ``environment`` is
+    the engine whose installation it runs from, its own id if empty. ``launched`` is false for engines that
+    run already, ``chat_only`` true for those that take no token ids as a prompt: their workloads have
+    ``api: chat``.
     """
 
     engine: str
@@ -43,7 +50,12 @@ class LauncherTraits:
     device_kinds: frozenset[DeviceKind]
     parser_probe: str
     counters: Mapping[str, str]
+    counters_path: str = "/metrics"
     reset_path: str = ""
+    config_probe: str = ""
+    environment: str = ""
+    launched: bool = True
+    chat_only: bool = False
 
 
 class Launcher(Protocol):
@@ -53,13 +65,13 @@ class Launcher(Protocol):
     def traits(self) -> LauncherTraits:
         """What is true of the engine whatever the configuration."""
 
-    def launch_spec(self, config: EngineConfig, context: LaunchContext) -> LaunchSpec:
+    def launch_spec(self, config: EngineConfig, context: LaunchContext, /) -> LaunchSpec:
         """Write the processes; raises InfeasibleConfigError for a word that the engine cannot express."""
 
-    def parse_command(self, command: str) -> tuple[EngineConfig, str]:
+    def parse_command(self, command: str, /) -> tuple[EngineConfig, str]:
         """Read a command line that runs in production as (configuration, model); raises ValueError."""
 
-    def classify_failure(self, evidence: Evidence) -> Failure:
+    def classify_failure(self, evidence: Evidence, /) -> Failure:
         """Name the cause; evidence that no rule knows is UNRECOGNISED, never guessed."""
 
 
@@ -69,8 +81,13 @@ class Inventory(Protocol):
     def devices(self) -> Hardware:
         """List what is there."""
 
-    def lease(self, among: Hardware, count: int, owner: str) -> AbstractContextManager[tuple[Device, ...]]:
-        """Hold ``count`` of the devices ``among``; raises DevicesBusyError naming who holds them."""
+    def lease(
+        self, among: Hardware, count: int, owner: str, group: int = 1
+    ) -> AbstractContextManager[tuple[Device, ...]]:
+        """Hold ``count`` of the devices ``among``, group after group of tensor-parallel ranks.
+
+        Raises DevicesBusyError naming who holds them.
+        """
 
 
 class CounterRecording(Protocol):
@@ -99,8 +116,8 @@ class RunningEngine(Protocol):
     def reset_caches(self) -> bool:
         """Forget cached prefixes where the engine can be told to; whether it was."""
 
-    def evidence(self, stream_error: str = "", *, loading: bool) -> Evidence:
-        """What is to be seen of a failure after health: exit code, log."""
+    def evidence(self, stream_error: str = "", *, loading: bool, stalled: bool = False) -> Evidence:
+        """What is to be seen of a failure after health: exit code, log; ``stalled``: it answers nothing."""
 
 
 class EngineHost(Protocol):
@@ -134,6 +151,19 @@ class LoadDriver(Protocol):
         """
 
 
+class OutputProbe(Protocol):
+    """Asks a running engine what it answers; comparing answers is no business of its own."""
+
+    def ask(
+        self, endpoint: Endpoint, questions: Sequence[Question], terms: AnswerTerms, cancelled: Cancelled
+    ) -> tuple[Answer, ...]:
+        """Greedy answers, with log-probabilities where the endpoint tells them; a refusal is an answer too.
+
+        Raises NoAnswerError when the connection breaks or a deadline passes, StudyCancelledError when
+        ``cancelled`` turned true.
+        """
+
+
 class PowerRecording(Protocol):
     """A recording under way."""
 
@@ -146,6 +176,24 @@ class PowerMeter(Protocol):
 
     def window(self, devices: Sequence[Device]) -> AbstractContextManager[PowerRecording]:
         """Record for the length of a ``with`` block."""
+
+
+class Settings(Protocol):
+    """Changes settings of devices that a study allows to be changed."""
+
+    def __call__(
+        self,
+        devices: Sequence[Device],
+        *,
+        allowed: Collection[str],
+        power_limit_w: int | None,
+        graphics_clock_mhz: int | None,
+    ) -> AbstractContextManager[None]:
+        """Hold devices to a power limit and a clock for the length of a ``with`` block; None for neither.
+
+        They are put back whatever becomes of the tuner. Raises InfeasibleConfigError for what is not allowed
+        or cannot be, InputError where this user may not change it.
+        """
 
 
 class Preflight(Protocol):

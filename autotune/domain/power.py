@@ -20,17 +20,21 @@ PLATEAU_C = 5.0
 
 
 class PowerBasis(StrEnum):
-    """What a power figure covers; figures on different bases are never ranked against one another."""
+    """What a power figure covers; figures on different bases are never ranked against one another.
+
+    ``none``: nothing is known of the power, as of an endpoint on unnamed hardware.
+    """
 
     GPU = "gpu"
     HOST = "host"
     PROVISIONED = "provisioned"
     ESTIMATED = "estimated"
+    NONE = "none"
 
     @property
     def ranks(self) -> bool:
         """Whether good tokens per its joules rank configurations: not where a model guessed them."""
-        return self is not PowerBasis.ESTIMATED
+        return self not in {PowerBasis.ESTIMATED, PowerBasis.NONE}
 
 
 class EnergyVerdict(StrEnum):
@@ -167,6 +171,13 @@ def integrate_j(device: DevicePower, window: Window) -> float:
     time_s = np.concatenate(([window.start_s], device.time_s[inside], [window.end_s]))
     power_w = np.interp(time_s, device.time_s, device.power_w)
     return float(np.trapezoid(power_w, time_s))
+
+
+def joules_by_block(trace: PowerTrace, window: Window, count: int) -> Floats:
+    """Joules of all devices in each of ``count`` equal parts of a covered window; not judged."""
+    return np.array(
+        [sum(integrate_j(device, block) for device in trace.devices) for block in window.blocks(count)]
+    )
 
 
 def mean_power_w(trace: PowerTrace) -> float | None:

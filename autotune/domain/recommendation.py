@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from autotune.domain.accelerators import AcceleratorTable
 from autotune.domain.ledger import Ledger, SideReadings, ledger_of
 from autotune.domain.measurement import LoadCurve
 from autotune.domain.power import PowerScope
+from autotune.domain.quality import Precision, QualityState, QualityVerdict, objection
 from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
 from autotune.domain.scoring import (
     CurveScore,
@@ -99,7 +100,7 @@ def ledger_for(standing: Standing, study: StudySpec, accelerators: AcceleratorTa
     figures, launch = standing.figures, standing.launch
     return ledger_of(
         figures,
-        devices=launch.config.ranks,
+        devices=launch.device_count,
         prices=study.power.prices,
         accelerator=accelerators.find(launch.device),
         beside=SideReadings(
@@ -128,18 +129,54 @@ def recommend(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Re
     """
     standings = _on_one_node([s for c in candidates if (s := standing(c, sla, study)) is not None])
     finalists = [s for s in standings if s.confirmed]
-    eligible = [s for s in finalists or standings if s.may_win]
-    # By configuration, not purpose: production may run the defaults.
-    defaults = study.default_config()
+    barred = {s.candidate.row.number: why for s in standings if (why := _bar(s.candidate, candidates, study))}
+    proven = [s for s in standings if s.candidate.row.number not in barred]
+    eligible = [s for s in finalists or proven if s.may_win and s in proven]
     best = max(eligible, key=lambda s: s.figures.objective, default=None)
+    # Of the winner's engine, and by configuration, not purpose: production may run the defaults.
+    engine = study.engine(best.candidate.row.config.engine) if best else None
+    defaults = study.default_config(engine)
+    passed_over = _passed_over(best, standings, barred)
+    why = _reason(best, proven or standings, candidates, sla) if proven or not passed_over else ""
     return Recommendation(
         sla=sla,
         best=best,
         defaults=next((s for s in standings if s.candidate.row.config.key == defaults.key), None),
         baseline=next((s for s in standings if s.candidate.row.purpose is Purpose.BASELINE), None),
         has_baseline=study.baseline is not None,
-        reason=_reason(best, standings, candidates, sla),
+        reason="; ".join(filter(None, [why, passed_over])),
     )
+
+
+def quality_of(record: LaunchRecord) -> QualityVerdict:
+    """The verdict on a launch's precision."""
+    return record.quality or QualityVerdict(
+        state=QualityState.NOT_JUDGED,
+        precision=record.precision,
+        judged_in=record.number,
+        reasons=("it was never asked",),
+    )
+
+
+def _bar(candidate: Candidate, candidates: Sequence[Candidate], study: StudySpec) -> str:
+    """Why quality keeps a candidate from being recommended; empty where it does not."""
+    verdict = quality_of(candidate.launch)
+    answered = (c.launch.answers.precision for c in candidates if c.launch.answers)
+    # Where no reference has answered, its precision is known all the same.
+    wanted = Precision.of(study.model, study.default_config(), verdict.precision.build)
+    return objection(verdict, next(answered, wanted), study.quality)
+
+
+def _passed_over(best: Standing | None, standings: Sequence[Standing], barred: Mapping[int, str]) -> str:
+    """The standing that would have won but for its quality."""
+    least = best.figures.objective if best else 0.0
+    better = [
+        s for s in standings if s.candidate.row.number in barred and s.holds and s.figures.objective > least
+    ]
+    if not better:
+        return ""
+    number = max(better, key=lambda s: s.figures.objective).candidate.row.number
+    return f"trial {number} was passed over: {barred[number]}"
 
 
 def _on_one_node(standings: Sequence[Standing]) -> Sequence[Standing]:
@@ -161,7 +198,11 @@ def finalists(
     """
     winners: list[Candidate] = []
     for sla in study.slas:
-        scored = [(c.score(sla, study).objective * factor(c), c) for c in candidates]
+        scored = [
+            (c.score(sla, study).objective * factor(c), c)
+            for c in candidates
+            if not _bar(c, candidates, study)
+        ]
         best = max(scored, key=lambda pair: pair[0], default=None)
         if best and best[0] > 0 and best[1] not in winners:
             winners.append(best[1])

@@ -10,6 +10,8 @@ from autotune.domain.config import EngineConfig
 from autotune.domain.launch import Failure
 from autotune.domain.measurement import LoadCurve
 from autotune.domain.node import NodeState
+from autotune.domain.quality import Precision, QualityVerdict, ReferenceAnswers
+from autotune.domain.transport import Transport
 
 
 class TrialState(StrEnum):
@@ -44,7 +46,9 @@ class LaunchRecord:
     """Everything a launch left behind that a figure may be computed from; ``versions`` by component.
 
     ``device`` is the name of the accelerators it held, ``before`` and ``after`` the node around it; None
-    where the launch ended before it was looked at.
+    where the launch ended before it was looked at. ``transport`` is what KV blocks took between pools.
+    ``quality`` is the verdict on its precision, ``answers`` what others are judged by, of the launch that
+    became the study's reference.
     """
 
     study: str
@@ -59,8 +63,18 @@ class LaunchRecord:
     load_s: float
     failure: Failure | None = None
     device: str = ""
+    device_count: int = 1
+    transport: Transport | None = None
     before: NodeState | None = None
     after: NodeState | None = None
+    quality: QualityVerdict | None = None
+    answers: ReferenceAnswers | None = None
+
+    @property
+    def precision(self) -> Precision:
+        """What decides how exactly it computes."""
+        engine = self.config.engine
+        return Precision.of(self.model, self.config, f"{engine} {self.versions.get(engine, '')}".strip())
 
     @property
     def node(self) -> str:
@@ -73,7 +87,7 @@ class TrialRow:
     """One row of the catalog: what lists and pages show of a trial without opening the archive.
 
     ``final_of`` is the number of the trial that a final, or a reference, launches again. ``objectives`` are
-    by SLA.
+    by SLA. ``quality`` is the state of the verdict on its precision.
     """
 
     study: str
@@ -90,6 +104,7 @@ class TrialRow:
     load_s: float = 0.0
     total_s: float = 0.0
     objectives: Mapping[str, float] = field(default_factory=dict)
+    quality: str | None = None
 
 
 class StudyStatus(StrEnum):

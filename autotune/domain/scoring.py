@@ -9,7 +9,7 @@ from enum import StrEnum
 import numpy as np
 
 from autotune.domain.measurement import Floats, LoadCurve, Measurement, WindowEnd
-from autotune.domain.power import EnergyVerdict, PowerBasis, PowerScope, energy_in
+from autotune.domain.power import EnergyVerdict, PowerBasis, PowerScope, energy_in, joules_by_block
 from autotune.domain.sla import Sla, good_requests, keeping_requests
 from autotune.domain.stats import BLOCKS, Interval, proportion_interval, repeat_interval, requests_to_show
 
@@ -109,7 +109,6 @@ def score_level(measurement: Measurement, sla: Sla) -> LevelScore:
     block_good = window.sums(requests.due_s[good], blocks=BLOCKS)
     block_due = window.sums(requests.due_s, blocks=BLOCKS)
     energy = energy_in(measurement.power, window)
-    joules = np.array([energy_in(measurement.power, block).joules for block in window.blocks(BLOCKS)])
     seconds = np.full(BLOCKS, window.length_s / BLOCKS)
     tokens = float(block_tokens.sum())
     measurable = energy.joules > 0 and energy.verdict is not EnergyVerdict.INVALID
@@ -128,7 +127,9 @@ def score_level(measurement: Measurement, sla: Sla) -> LevelScore:
         energy_verdict=energy.verdict,
         energy_reasons=energy.reasons,
         tokens_per_joule=tokens / energy.joules if measurable else 0.0,
-        tokens_per_joule_interval=repeat_interval(tokens / energy.joules, tokens_by_due, joules)
+        tokens_per_joule_interval=repeat_interval(
+            tokens / energy.joules, tokens_by_due, joules_by_block(measurement.power, window, BLOCKS)
+        )
         if measurable
         else Interval(0.0, 0.0),
         ttft_s=_percentiles(requests.ttft_s[due]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -37,6 +38,10 @@ Point = Annotated[dict[str, Value], AfterValidator(_checked)]
 """A value, or DEFAULT, for some words of the vocabulary."""
 
 
+When = dict[str, Value | tuple[Value, ...]]
+"""For which values of earlier dimensions one applies at all: a value, or a list of them, by word."""
+
+
 class IntRange(BaseModel):
     """Whole numbers from ``low`` to ``high``: in steps, or doubling where ``log`` is set."""
 
@@ -46,7 +51,7 @@ class IntRange(BaseModel):
     high: PositiveInt
     step: PositiveInt = 1
     log: bool = False
-    when: dict[str, Value] = {}
+    when: When = {}
 
     @model_validator(mode="after")
     def _not_empty(self) -> Self:
@@ -71,7 +76,7 @@ class Choices(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     choices: Annotated[tuple[Value, ...], Field(min_length=1)]
-    when: dict[str, Value] = {}
+    when: When = {}
 
 
 def _form(dimension: Any) -> str:
@@ -95,8 +100,9 @@ def _choices(dimension: Dimension) -> tuple[Value, ...]:
     return dimension if isinstance(dimension, tuple) else dimension.choices
 
 
-def _condition(dimension: Dimension) -> Mapping[str, Value]:
-    return {} if isinstance(dimension, tuple) else dimension.when
+def _condition(dimension: Dimension) -> Mapping[str, tuple[Value, ...]]:
+    when = {} if isinstance(dimension, tuple) else dimension.when
+    return {word: value if isinstance(value, tuple) else (value,) for word, value in when.items()}
 
 
 class SearchSpace(BaseModel):
@@ -113,10 +119,13 @@ class SearchSpace(BaseModel):
         for name, dimension in dimensions.items():
             for value in _choices(dimension):
                 check_words(_set_words({name: value}))
-            for other, value in _condition(dimension).items():
-                if value not in before.get(other, ()):
-                    what = f"no earlier dimension {other} can be {value!r}; correct it, or put {other} above"
-                    raise error_at(what, name, "when", other)
+            for other, values in _condition(dimension).items():
+                for value in values:
+                    if value not in before.get(other, ()):
+                        what = (
+                            f"no earlier dimension {other} can be {value!r}; correct it, or put {other} above"
+                        )
+                        raise error_at(what, name, "when", other)
             before[name] = _choices(dimension)
         return dimensions
 
@@ -124,13 +133,10 @@ class SearchSpace(BaseModel):
         """Values of one dimension."""
         return _choices(self.dimensions[name])
 
-    def condition(self, name: str) -> Mapping[str, Value]:
-        """What must hold of earlier dimensions for this one to apply."""
-        return _condition(self.dimensions[name])
-
     def applies(self, name: str, words: Mapping[str, Any]) -> bool:
         """Whether a dimension is to be decided, given the words decided before it."""
-        return all(words.get(other) == value for other, value in self.condition(name).items())
+        condition = _condition(self.dimensions[name])
+        return all(words.get(other) in values for other, values in condition.items())
 
     def config_at(self, base: EngineConfig, point: Mapping[str, Value]) -> EngineConfig:
         """Return ``base`` with a point's words in place; DEFAULT leaves ``base``'s own."""
@@ -164,3 +170,19 @@ class SearchSpace(BaseModel):
             return
         for value in self.choices(name):
             yield from self._points(rest, {**words, name: value})
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """One engine's part of what a study searches: its space, and the words that no dimension decides."""
+
+    base: EngineConfig
+    space: SearchSpace
+
+    def config_at(self, point: Mapping[str, Value]) -> EngineConfig:
+        """The configuration at a point; DEFAULT leaves the base's own word."""
+        return self.space.config_at(self.base, point)
+
+    def configs(self) -> Iterator[EngineConfig]:
+        """The configuration of every point, in order; lazily, since there may be millions."""
+        return (self.config_at(point) for point in self.space.points())

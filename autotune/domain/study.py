@@ -8,13 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, m
 
 from autotune.domain.config import EngineConfig, Words, error_at
 from autotune.domain.drift import DriftSpec
+from autotune.domain.hardware import Device
+from autotune.domain.launch import Container, EngineEnvironment, LaunchContext
 from autotune.domain.ledger import Prices
 from autotune.domain.node import CoolDown
 from autotune.domain.power import PowerBasis
+from autotune.domain.quality import QualitySpec
 from autotune.domain.quantities import Bytes, DurationS, PositiveDurationS
 from autotune.domain.scoring import HEADROOM
 from autotune.domain.sla import Sla
-from autotune.domain.space import Point, SearchSpace
+from autotune.domain.space import Branch, Point, SearchSpace
 from autotune.domain.workload import Workload
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -32,9 +35,44 @@ class EngineSpec(_Part):
     environment: str | None = Field(
         None, description="the engine's virtual environment; else the installed one, else PATH"
     )
+    space: SearchSpace | None = Field(None, description="of this engine alone, in place of the study's")
     fixed: Words = Field({}, description="words that every configuration has")
     args: tuple[str, ...] = Field((), description="engine arguments that every configuration has")
     env: dict[str, str] = Field({}, description="environment variables of the engine")
+    image: str | None = Field(None, description="container image to run the engine from")
+    runtime: Literal["docker", "podman", "apptainer"] = Field("docker", description="what runs the image")
+    mounts: tuple[str, ...] = Field((), description="folders of this machine that the container sees")
+    url: str | None = Field(None, description="of an endpoint that runs already (engine url)")
+    token_variable: str = Field("", description="environment variable that holds the endpoint's token")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        places = {"environment": self.environment, "image": self.image, "url": self.url}
+        if len(given := [name for name, at in places.items() if at]) > 1:
+            raise ValueError(
+                f"{' and '.join(given)} are given; an engine is in one place, leave out the others"
+            )
+        return self
+
+    @property
+    def container(self) -> Container | None:
+        """The container it runs in, where an image is named."""
+        return Container(image=self.image, runtime=self.runtime, mounts=self.mounts) if self.image else None
+
+    def context(
+        self, model: str, environment: EngineEnvironment, devices: tuple[Device, ...]
+    ) -> LaunchContext:
+        """What a launcher needs to write a launch on these devices."""
+        return LaunchContext(
+            model=model,
+            environment=environment,
+            devices=devices,
+            url=self.url or "",
+            token_variable=self.token_variable,
+            container=self.container,
+            args=self.args,
+            env=self.env,
+        )
 
 
 class HardwareSpec(_Part):
@@ -43,6 +81,10 @@ class HardwareSpec(_Part):
     gpus: PositiveInt | None = None
     cpus: PositiveInt | None = Field(None, description="cores, on a machine without GPUs")
     least_memory: Bytes | None = Field(None, description="devices with less memory are left alone")
+    accelerator: str | None = Field(None, description="what serves behind a URL, as the constants name it")
+    allow: tuple[Literal["power_limit", "clocks"], ...] = Field(
+        (), description="settings of the GPUs that a configuration may change; put back after each launch"
+    )
 
 
 class Requirements(_Part):
@@ -131,13 +173,13 @@ class StudySpec(_Part):
 
     name: Name = Field("", description="the file's stem if left out")
     model: str = Field(description="path, or name on the hub")
-    engines: Annotated[tuple[EngineSpec, ...], Field(min_length=1, max_length=1)]
+    engines: Annotated[tuple[EngineSpec, ...], Field(min_length=1)]
     hardware: Literal["auto"] | HardwareSpec = "auto"
     workloads: Annotated[tuple[Workload, ...], Field(min_length=1)]
     slas: Annotated[tuple[Sla, ...], Field(min_length=1)]
-    space: SearchSpace
+    space: SearchSpace | None = Field(None, description="of every engine that has none of its own")
     try_first: tuple[Point, ...] = Field(
-        (), description="points of the space to launch before the search chooses"
+        (), description="points to launch on each engine before the search chooses"
     )
     requirements: Requirements = Requirements()
     baseline: str | None = Field(None, description="the command line that production runs today")
@@ -145,16 +187,23 @@ class StudySpec(_Part):
     power: PowerSpec = PowerSpec()
     drift: DriftSpec = DriftSpec()
     measurement: MeasurementSpec = MeasurementSpec()
+    quality: QualitySpec = QualitySpec()
     storage: str = Field("sqlite:///studies.db", description="any SQLAlchemy URL")
     seed: int = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        names = {"workloads": self.workload_names, "slas": tuple(sla.name for sla in self.slas)}
+        names = {
+            "engines": tuple(engine.name for engine in self.engines),
+            "workloads": self.workload_names,
+            "slas": tuple(sla.name for sla in self.slas),
+        }
         for part, given in names.items():
             for index, name in enumerate(given):
                 if name in given[:index]:
                     raise error_at(f"{name!r} is the name of another; name them apart", part, index, "name")
+        if self.space is None and any(engine.space is None for engine in self.engines):
+            raise error_at("is missing; write `space: NAME`, or one for each engine", "space")
         for index, sla in enumerate(self.slas):
             if sla.workload is not None and sla.workload not in self.workload_names:
                 what = f"no workload is named {sla.workload!r}; known: {', '.join(self.workload_names)}"
@@ -162,9 +211,25 @@ class StudySpec(_Part):
         return self
 
     @property
-    def engine(self) -> EngineSpec:
-        """The engine under study."""
-        return self.engines[0]
+    def hardware_asked(self) -> HardwareSpec:
+        """What the file says of hardware; ``auto`` asks for nothing in particular."""
+        return HardwareSpec() if self.hardware == "auto" else self.hardware
+
+    def engine(self, name: str) -> EngineSpec:
+        """One engine by its name."""
+        return next(engine for engine in self.engines if engine.name == name)
+
+    @property
+    def branches(self) -> tuple[Branch, ...]:
+        """What is searched, by engine."""
+        return tuple(
+            Branch(self.default_config(engine), engine.space or self._common_space) for engine in self.engines
+        )
+
+    @property
+    def _common_space(self) -> SearchSpace:
+        assert self.space is not None, "the validator saw to it"
+        return self.space
 
     @property
     def workload_names(self) -> tuple[str, ...]:
@@ -183,13 +248,14 @@ class StudySpec(_Part):
         """SLAs judged on one workload."""
         return tuple(s for s in self.slas if self.workload_of(s) == workload)
 
-    def default_config(self) -> EngineConfig:
-        """The engine's defaults: what the study fixes and requires, and nothing else."""
-        words: dict[str, object] = dict(self.engine.fixed)
+    def default_config(self, engine: EngineSpec | None = None) -> EngineConfig:
+        """An engine's defaults, the first's if none is given: what the study fixes and requires alone."""
+        engine = engine or self.engines[0]
+        words: dict[str, object] = dict(engine.fixed)
         if self.requirements.context_length:
             words.setdefault("context_length", self.requirements.context_length)
         if self.requirements.lora:
             words["lora"] = True
         if self.requirements.tools:
             words["tool_parser"] = self.requirements.tools
-        return EngineConfig.model_validate({"engine": self.engine.name, **words})
+        return EngineConfig.model_validate({"engine": engine.name, **words})

@@ -142,7 +142,7 @@ def _warming(progress: Progress, rules: WindowRules) -> Stage:
         return Warming()
     turned_over = _has_turned_over(progress, elapsed_s)
     since = Window(progress.started_s + elapsed_s / 2, progress.at_s)
-    if turned_over and _outgrown(progress, since, _growth(progress, since, rules)):
+    if turned_over and _shows_oversaturation(progress, since, _growth(progress, since, rules), rules):
         return Over(since, WindowEnd.OVERSATURATED, steady=False, complete=False)
     steady = turned_over and _has_no_trend(progress, since)
     if steady or elapsed_s >= rules.longest_warmup_s:
@@ -155,7 +155,7 @@ def _measuring(stage: Measuring, progress: Progress, rules: WindowRules) -> Stag
         return stage
     window = Window(stage.start_s, progress.at_s)
     growth = _growth(progress, window, rules)
-    if window.length_s >= rules.shortest_s / 2 and _outgrown(progress, window, growth):
+    if _shows_oversaturation(progress, window, growth, rules):
         return Over(window, WindowEnd.OVERSATURATED, stage.steady, complete=False)
     if window.length_s >= rules.longest_s:
         return Finishing(window, WindowEnd.BUDGET, stage.steady)
@@ -201,8 +201,13 @@ def _growth(progress: Progress, window: Window, rules: WindowRules) -> float:
     return queue_growth(queue, window, rules.rate_rps, dispersion=rules.dispersion)
 
 
-def _outgrown(progress: Progress, window: Window, growth: float) -> bool:
-    """Whether the queue, or the wait for the first token, rose as it does only beyond capacity."""
+def _shows_oversaturation(progress: Progress, window: Window, growth: float, rules: WindowRules) -> bool:
+    """Whether the queue, or the wait for the first token, rose as it does only beyond capacity.
+
+    A burst looks the same at first: nothing is said of less than half the shortest window.
+    """
+    if window.length_s < rules.shortest_s / 2:
+        return False
     if growth > SURE_GROWTH:
         queue = in_flight(progress.due_s, progress.ended.finished_s, sample_times(window))
         return trend(queue).significant

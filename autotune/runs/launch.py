@@ -8,23 +8,25 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autotune.domain.answers import NoAnswerError
+from autotune.domain.commands import shell_commands
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import BenchError
 from autotune.domain.events import Notice, PhaseChanged
 from autotune.domain.hardware import Device, Hardware
+from autotune.domain.judgement import WrongOutputError
 from autotune.domain.launch import (
     EngineDiedError,
     EngineEnvironment,
     Failure,
-    LaunchContext,
+    FailureClass,
     LaunchSpec,
     Phase,
     Reaction,
-    shell_command,
 )
 from autotune.domain.level import Level
 from autotune.domain.measurement import LoadCurve, Measurement
-from autotune.domain.node import NodeState, faults, new_faults, warnings
+from autotune.domain.node import NodeState, code_of, faults, new_faults, warnings
 from autotune.domain.ports import (
     Cancelled,
     EngineHost,
@@ -32,17 +34,34 @@ from autotune.domain.ports import (
     Inventory,
     Launcher,
     LoadDriver,
+    OutputProbe,
     PowerMeter,
     Preflight,
     RunningEngine,
+    Settings,
 )
 from autotune.domain.power import mean_power_w
+from autotune.domain.quality import Precision, QualityVerdict, ReferenceAnswers
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec
+from autotune.domain.transport import Transport, transport_of
 from autotune.runs.levels import given_levels, measure_levels, search_levels
-from autotune.runs.measure import EngineDiedUnderLoadError, LoadBench, Planner
-
-FIRST_ANSWER_TOKENS = 4
+from autotune.runs.measure import (
+    TIMEOUT,
+    EngineDiedUnderLoadError,
+    EngineStalledError,
+    LoadBench,
+    Planner,
+    single_request,
+)
+from autotune.runs.quality import (
+    NOTHING_KNOWN,
+    Examination,
+    Examiner,
+    QualityKnown,
+    examine,
+    questions_of,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,9 +74,11 @@ class Bench:
     inventory: Inventory
     host: EngineHost
     driver: LoadDriver
+    probe: OutputProbe
     meter: PowerMeter
     beside: tuple[PowerMeter, ...]
     preflight: Preflight
+    settings: Settings
     plan: Planner
     versions: Mapping[str, str]
     remarks: tuple[str, ...] = ()
@@ -69,6 +90,7 @@ class LaunchTask:
 
     ``levels`` is None to search for the load boundary, else the levels to measure (finals), with the names of
     the SLAs that must hold at one of them. ``start`` is the node as it was before the study's first launch.
+    ``known`` is what the study knows of quality so far.
     """
 
     study: StudySpec
@@ -79,6 +101,7 @@ class LaunchTask:
     levels: tuple[Level, ...] | None = None
     must_hold: tuple[str, ...] = ()
     start: NodeState | None = None
+    known: QualityKnown = NOTHING_KNOWN
 
 
 def run_launch(task: LaunchTask, bench: Bench, sink: EventSink, cancelled: Cancelled) -> LaunchRecord:
@@ -97,11 +120,14 @@ class _Launch:
         self._task, self._bench, self._sink, self._cancelled = task, bench, sink, cancelled
         self._curve: LoadCurve = ()
         self._command = ""
-        self._device = ""
+        self._devices: tuple[Device, ...] = ()
         self._before: NodeState | None = None
         self._after: NodeState | None = None
         self._started_s = time.monotonic()
+        self._quality: QualityVerdict | None = None
+        self._answers: ReferenceAnswers | None = None
         self._ready_s: float | None = None
+        self._loading_s: float | None = None
         self._loaded_s: float | None = None
 
     def run(self) -> LaunchRecord:
@@ -110,6 +136,10 @@ class _Launch:
             self._serve()
         except EngineDiedError as died:
             failure = self._bench.launcher.classify_failure(died.evidence)
+        except WrongOutputError as wrong:
+            failure = Failure(
+                failure_class=FailureClass.WRONG_OUTPUT, phase=Phase.FIRST_REQUEST, line=str(wrong)
+            )
         self._blame_node()
         return self._record(failure)
 
@@ -117,11 +147,24 @@ class _Launch:
         task, bench = self._task, self._bench
         with ExitStack() as stack:
             owner = f"study {task.study.name}, trial {task.number}"
-            devices = stack.enter_context(bench.inventory.lease(bench.hardware, task.config.ranks, owner))
-            self._device = devices[0].name
+            devices = stack.enter_context(
+                bench.inventory.lease(
+                    bench.hardware, task.config.devices, owner, group=task.config.widest_tensor_parallel
+                )
+            )
+            self._devices = devices
             self._look_over(devices)
             # First in, last out: what the engine leaves behind is seen when it is gone.
             stack.callback(self._look_again, devices)
+            # Put back when the engine is gone, and before its node is looked at again.
+            stack.enter_context(
+                bench.settings(
+                    devices,
+                    allowed=task.study.hardware_asked.allow,
+                    power_limit_w=task.config.power_limit_w,
+                    graphics_clock_mhz=task.config.graphics_clock_mhz,
+                )
+            )
             self._phase(Phase.STARTING)
             self._started_s = time.monotonic()
             engine = stack.enter_context(
@@ -135,6 +178,8 @@ class _Launch:
             self._phase(Phase.FIRST_REQUEST)
             self._first_request(engine)
             self._ready_s = time.monotonic()
+            self._examine(engine)
+            self._loading_s = time.monotonic()
             self._phase(Phase.LOADING)
             try:
                 self._load(
@@ -167,9 +212,9 @@ class _Launch:
             state = bench.preflight.check(devices)
             idle_w = mean_power_w(recording.trace())
         self._before = replace(state, idle_power_w=idle_w)
-        known = warnings(task.start) if task.start else ()
+        known = {code_of(warning) for warning in warnings(task.start)} if task.start else set()
         for warning in warnings(state):
-            if warning.partition(":")[0] not in [text.partition(":")[0] for text in known]:
+            if code_of(warning) not in known:
                 self._sink(Notice(f"trial {task.number}: {warning}"))
         if at_fault := faults(state):
             raise BenchError(f"the node is at fault: {'; '.join(at_fault)}")
@@ -184,30 +229,50 @@ class _Launch:
 
     def _spec(self, devices: tuple[Device, ...]) -> LaunchSpec:
         study = self._task.study
-        context = LaunchContext(
-            model=study.model,
-            environment=self._bench.environment,
-            devices=devices,
-            args=study.engine.args,
-            env=study.engine.env,
-        )
+        engine = study.engine(self._task.config.engine)
+        context = engine.context(study.model, self._bench.environment, devices)
         spec = self._bench.launcher.launch_spec(self._task.config, context)
-        self._command = " && ".join(shell_command(process) for process in spec.processes)
+        self._command = "\n".join(shell_commands(spec).values())
         return spec
 
     def _first_request(self, engine: RunningEngine) -> None:
         """Ask for one real answer: engines have been seen healthy that die of their first request."""
         study = self._task.study
-        plan = self._bench.plan(Level(study.workload_names[0], concurrency=1), 1.0, study.seed)
-        first = replace(plan.requests[0], output_tokens=FIRST_ANSWER_TOKENS)
-        plan = replace(plan, requests=(first,), duration_s=0.001)
-        plan = plan.within(request_timeout_s=study.measurement.request_timeout)
+        plan = single_request(self._bench.plan, study, study.workload_names[0])
         result = self._bench.driver.drive(
             engine.endpoint, plan, alive=engine.alive, cancelled=self._cancelled
         )
         if not result.requests.ok.any():
             error = next(iter(result.requests.error), "") or "no token came"
-            raise EngineDiedError(engine.evidence(error, loading=False), self._task.workdir)
+            stalled = error == TIMEOUT and not result.engine_died
+            raise EngineDiedError(engine.evidence(error, loading=False, stalled=stalled), self._task.workdir)
+
+    def _examine(self, engine: RunningEngine) -> None:
+        """Have the known prompts answered, and the quality of a new precision judged."""
+        task, bench, study = self._task, self._bench, self._task.study
+        environment = bench.environment
+        examiner = Examiner(
+            probe=bench.probe,
+            endpoint=engine.endpoint,
+            spec=study.quality,
+            # An engine's first log-probabilities may have a kernel compiled: it is still starting then.
+            timeout_s=study.measurement.start_timeout,
+            cancelled=self._cancelled,
+        )
+        examination = Examination(
+            number=task.number,
+            precision=Precision.of(
+                study.model, task.config, f"{environment.engine} {environment.version}".strip()
+            ),
+            known=task.known,
+            questions=questions_of(study, bench.plan),
+            may_be_reference=task.purpose in {Purpose.BASELINE, Purpose.DEFAULTS},
+        )
+        try:
+            self._quality, self._answers = examine(examiner, examination)
+        except NoAnswerError as lost:
+            evidence = engine.evidence(str(lost), loading=False, stalled=lost.timed_out)
+            raise EngineDiedError(evidence, task.workdir) from lost
 
     def _load(self, engine: RunningEngine, bench: LoadBench) -> None:
         study, chosen = self._task.study, self._task.levels
@@ -225,7 +290,22 @@ class _Launch:
                 for measurement in measure_levels(bench, study, levels, final=is_final):
                     self._keep(measurement)
             except EngineDiedUnderLoadError as died:
-                raise EngineDiedError(engine.evidence(str(died), loading=True), self._task.workdir) from died
+                stalled = isinstance(died, EngineStalledError)
+                evidence = engine.evidence(str(died), loading=True, stalled=stalled)
+                raise EngineDiedError(evidence, self._task.workdir) from died
+
+    def _transport(self) -> Transport | None:
+        """What KV blocks took between the pools, as the workers' logs tell; None without pools."""
+        if not self._task.config.pools:
+            return None
+        taken = Transport()
+        for log in sorted(self._task.workdir.glob("*.log")):
+            taken = taken.with_(transport_of(log.read_text(errors="replace")))
+        if taken.kind == "tcp" and "tcp" not in (self._task.config.kv_transfer or ""):
+            self._sink(
+                Notice(f"trial {self._task.number}: KV blocks travelled over TCP, which nobody asked for")
+            )
+        return taken
 
     def _keep(self, measurement: Measurement) -> None:
         self._curve = (*self._curve, measurement)
@@ -248,9 +328,13 @@ class _Launch:
             curve=self._curve,
             versions=self._bench.versions,
             launch_s=ready_s - self._started_s,
-            load_s=(self._loaded_s or ready_s) - ready_s,
+            load_s=self._loaded_s - self._loading_s if self._loaded_s and self._loading_s else 0.0,
             failure=failure,
-            device=self._device,
+            device=self._devices[0].name if self._devices else "",
+            device_count=len(self._devices) or self._task.config.devices,
+            transport=self._transport(),
             before=self._before,
             after=self._after,
+            quality=self._quality,
+            answers=self._answers,
         )

@@ -6,7 +6,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -36,6 +36,10 @@ CACHE_BLOCK_TOKENS = 16
 CACHE_TOLERANCE = 0.05
 TEMPLATE_TOKENS = 64
 """A chat's template puts a head of its own before every prompt, of up to so many tokens, the same for all."""
+TIMEOUT = "timeout"
+"""The error of a request whose deadline passed."""
+ANSWER_TOKENS = 4
+"""An engine that gives so many tokens to a single request answers."""
 
 Planner = Callable[[Level, float, int], LoadPlan]
 """Draws the requests of a level for a duration in seconds, from a seed."""
@@ -43,6 +47,10 @@ Planner = Callable[[Level, float, int], LoadPlan]
 
 class EngineDiedUnderLoadError(Exception):
     """The engine died in a level; the levels measured before it stand."""
+
+
+class EngineStalledError(EngineDiedUnderLoadError):
+    """The engine lives, and does not answer a single request any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +85,10 @@ def window_rules(study: StudySpec, level: Level, *, final: bool) -> WindowRules:
 
 
 def measure_level(bench: LoadBench, study: StudySpec, level: Level, *, final: bool) -> Measurement:
-    """Measure a level, again where the bench spoiled it; raises EngineDiedUnderLoadError, BenchError."""
+    """Measure a level, again where the bench spoiled it.
+
+    Raises EngineDiedUnderLoadError, EngineStalledError where it only does not answer any more, BenchError.
+    """
     spoiled = ""
     for attempt, pause_s in enumerate(PAUSES_S):
         _pause(pause_s, bench)
@@ -149,7 +160,15 @@ def _measure(bench: LoadBench, study: StudySpec, level: Level, *, final: bool, a
         around = _traces_beside(bench, level, beside)
     if result.engine_died:
         raise EngineDiedUnderLoadError(level.label)
-    _await_empty(bench, level, counters)
+    if not _empties(bench, level, counters):
+        _ask_once(bench, study, level)
+        raise BenchError(
+            f"the engine still works {EMPTY_TIMEOUT_S:g} s after the last request of {level.label} was "
+            "answered or dropped; it does not notice that a client is gone, or others send it requests"
+        )
+    if any(error == TIMEOUT and not chunks for error, chunks in _ends(result.requests)):
+        # A server whose engine hangs may show empty queues, the last that it was told.
+        _ask_once(bench, study, level)
     over = pilot.over()
     return Measurement(
         level=level,
@@ -228,12 +247,12 @@ def _dispensable(bench: LoadBench, level: Level) -> Iterator[None]:
         bench.sink(Notice(f"trial {bench.number}: {level.label} has no watts of a meter beside: {error}"))
 
 
-def _await_empty(bench: LoadBench, level: Level, seen: CounterTrace) -> None:
+def _empties(bench: LoadBench, level: Level, seen: CounterTrace) -> bool:
     """Wait until the engine has nothing left to do, by its own counters; ``seen`` are those of the level.
 
     An engine that shows none had all its answers waited for by the driver; one that showed them and does not
-    answer any more is stuck. Raises BenchError if it is never empty, EngineDiedUnderLoadError if it dies of
-    the answers that were cut off.
+    answer any more has not. Returns whether it got empty; raises EngineDiedUnderLoadError if it dies of the
+    answers that were cut off.
     """
     shows = any(name in seen.values for name in QUEUE_COUNTERS)
     deadline_s = time.monotonic() + EMPTY_TIMEOUT_S
@@ -244,9 +263,33 @@ def _await_empty(bench: LoadBench, level: Level, seen: CounterTrace) -> None:
             raise EngineDiedUnderLoadError(level.label)
         counters = bench.engine.counters()
         if (counters or not shows) and not any(counters.get(name) for name in QUEUE_COUNTERS):
-            return
+            return True
         time.sleep(POLL_S)
-    raise BenchError(
-        f"the engine still works {EMPTY_TIMEOUT_S:g} s after the last request of {level.label} was answered "
-        "or dropped; it is stuck, does not notice that a client is gone, or something else sends it requests"
+    return False
+
+
+def single_request(planner: Planner, study: StudySpec, workload: str) -> LoadPlan:
+    """Plan one short request of a workload: whoever works at all answers it."""
+    plan = planner(Level(workload, concurrency=1), 1.0, study.seed)
+    first = replace(plan.requests[0], output_tokens=ANSWER_TOKENS)
+    plan = replace(plan, requests=(first,), duration_s=0.001)
+    return plan.within(request_timeout_s=study.measurement.request_timeout)
+
+
+def _ask_once(bench: LoadBench, study: StudySpec, level: Level) -> None:
+    """Return if the engine answers one request, with no load; raises EngineStalledError if it does not.
+
+    Its health is not asked: of an engine that stopped, a server in front of it may well say that all is well.
+    """
+    plan = single_request(bench.plan, study, level.workload)
+    result = bench.driver.drive(
+        bench.engine.endpoint, plan, alive=bench.engine.alive, cancelled=bench.cancelled
     )
+    if result.engine_died:
+        raise EngineDiedUnderLoadError(level.label)
+    if TIMEOUT in result.requests.error:
+        raise EngineStalledError(f"no answer to a single request after {level.label}")
+
+
+def _ends(requests: RequestTable) -> Iterator[tuple[str, int]]:
+    return zip(requests.error, requests.chunks.tolist(), strict=True)

@@ -21,6 +21,7 @@ from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
 from autotune.domain.scoring import CurveScore, open_levels, score_curve
 from autotune.domain.study import StudySpec
 from autotune.runs.drift_watch import DriftWatch
+from autotune.runs.quality import NOTHING_KNOWN, QualityKnown
 
 ATTEMPTS_PER_TRIAL = 2
 """A launch that the bench broke is tried once more; then its trial is a bench error."""
@@ -53,7 +54,7 @@ class StudyParts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOrder:
-    """One launch to carry out; ``levels``, ``must_hold`` and ``start`` as in LaunchTask."""
+    """One launch to carry out; ``levels``, ``must_hold``, ``start`` and ``known`` as in LaunchTask."""
 
     suggestion: Suggestion
     purpose: Purpose
@@ -61,6 +62,7 @@ class LaunchOrder:
     must_hold: tuple[str, ...] = ()
     final_of: int | None = None
     start: NodeState | None = None
+    known: QualityKnown = NOTHING_KNOWN
 
 
 class StudyRun:
@@ -104,17 +106,18 @@ class StudyRun:
                 self._try(self._parts.search.begin(config), purpose)
 
     def _references(self) -> list[tuple[Purpose, EngineConfig]]:
-        """Production's configuration and the engine's defaults."""
+        """Production's configuration and each engine's defaults."""
         production = self._parts.baseline
-        defaults = (Purpose.DEFAULTS, self._study.default_config())
-        return [(Purpose.BASELINE, production), defaults] if production else [defaults]
+        defaults = [(Purpose.DEFAULTS, branch.base) for branch in self._study.branches]
+        return [(Purpose.BASELINE, production), *defaults] if production else defaults
 
     def _first(self) -> list[tuple[Purpose, EngineConfig]]:
         """The references, the recipes, what was interrupted; those that no trial had."""
-        defaults = self._study.default_config()
         first = self._references()
         first += [
-            (Purpose.SEARCH, self._study.space.config_at(defaults, point)) for point in self._study.try_first
+            (Purpose.SEARCH, branch.config_at(point))
+            for point in self._study.try_first
+            for branch in self._study.branches
         ]
         first += [(Purpose.SEARCH, row.config) for row in self._rows.values() if _is_interrupted(row)]
         seen = {row.config.key for row in self._rows.values() if not _is_interrupted(row)}
@@ -133,10 +136,29 @@ class StudyRun:
 
     def _try(self, suggestion: Suggestion, purpose: Purpose) -> None:
         why = why_infeasible(suggestion.config, self._parts.setting)
+        if why is None and purpose is Purpose.SEARCH:
+            why = self._why_below_quality(suggestion.config)
         if why is not None:
             self._reject(suggestion, purpose, why)
             return
         self._launch(LaunchOrder(suggestion=suggestion, purpose=purpose))
+
+    def _quality_known(self) -> QualityKnown:
+        records = sorted(self._records.values(), key=lambda record: record.number)
+        return QualityKnown(
+            reference=next((r.answers for r in records if r.answers is not None), None),
+            verdicts=tuple(
+                r.quality for r in records if r.quality is not None and r.quality.judged_in == r.number
+            ),
+        )
+
+    def _why_below_quality(self, config: EngineConfig) -> str | None:
+        """Why a launch would be in vain: its precision failed the gate that a recommendation requires."""
+        barred = (v for v in self._quality_known().verdicts if self._study.quality.bars(v))
+        verdict = next((v for v in barred if v.precision.is_of(self._study.model, config)), None)
+        if verdict is None:
+            return None
+        return f"its precision failed the quality gate in trial {verdict.judged_in}: {verdict.reasons[0]}"
 
     def _reject(self, suggestion: Suggestion, purpose: Purpose, why: str) -> None:
         self._parts.sink(Rejected(suggestion.number, suggestion.config, why))
@@ -153,7 +175,7 @@ class StudyRun:
         )
 
     def _reference(self) -> Candidate | None:
-        """The configuration that drift is watched by: the engine's defaults, once measured."""
+        """The configuration that drift is watched by: the first engine's defaults, once measured."""
         key = self._study.default_config().key
         return next((c for c in self._candidates() if c.row.config.key == key), None)
 
@@ -231,7 +253,7 @@ class StudyRun:
     def _attempt(self, order: LaunchOrder) -> LaunchRecord:
         for attempt in range(1, ATTEMPTS_PER_TRIAL + 1):
             try:
-                return self._parts.launch(replace(order, start=self._start()))
+                return self._parts.launch(replace(order, start=self._start(), known=self._quality_known()))
             except DevicesBusyError:
                 raise
             except BenchError as broken:
@@ -249,6 +271,8 @@ class StudyRun:
         state = TrialState.MEASURED if measured or not failure else STATES[failure.reaction]
         scores = self._scores(record) if state is TrialState.MEASURED else {}
         factor = self._drift.factor(record.node, record.number)
+        # What may never be recommended is worth nothing, however fast: the search is not to look there.
+        admitted = not (record.quality and self._study.quality.bars(record.quality))
         closed = replace(
             row,
             state=state,
@@ -258,14 +282,17 @@ class StudyRun:
             log_path=str(logs[0]) if logs else None,
             launch_s=record.launch_s,
             load_s=record.load_s,
-            objectives={name: score.objective * factor for name, score in scores.items()},
+            objectives={
+                name: score.objective * factor if admitted else 0.0 for name, score in scores.items()
+            },
+            quality=record.quality.state if record.quality else None,
         )
         if state is TrialState.MEASURED:
             self._records[row.number] = record
         self._close(replace(closed, total_s=time.monotonic() - started_s))
         why = f"{failure.failure_class}: {failure.line}" if failure else ""
         self._parts.sink(LaunchEnded(row.number, state, scores, why, record.launch_s, record.load_s))
-        if row.final_of is None:
+        if row.final_of is None and admitted:
             self._announce(row, scores)
 
     def _logs(self, number: int) -> tuple[Path, ...]:
@@ -316,7 +343,7 @@ class StudyRun:
         rows = tuple(self._rows.values())
         ahead = budget.next_launch(rows)
         if then_finals:
-            count = len(self._study.slas) + 1 + (self._parts.baseline is not None)
+            count = len(self._study.slas) + len(self._references())
             ahead += budget.finals(rows, self._study, count)
         return self._covers(ahead)
 

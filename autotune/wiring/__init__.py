@@ -1,17 +1,36 @@
 """Chooses the concrete classes: from a study file and a storage URL to a study that runs."""
 
-from autotune.wiring.bench import basis_for, bench_for, planner_for, traffic_of
-from autotune.wiring.engines import environment_for, hardware_for, launcher_of, launchers, paper_context
-from autotune.wiring.store import DEFAULT_STORAGE, Store, launch_record, open_store, results
+from autotune.wiring.bench import basis_for, benches_for, planner_for, traffic_of
+from autotune.wiring.engines import (
+    EngineStatus,
+    engine_statuses,
+    environment_for,
+    hardware_for,
+    launcher_of,
+    launchers,
+    paper_context,
+)
+from autotune.wiring.recipes import WrittenRecipe, written_recipes
+from autotune.wiring.store import (
+    DEFAULT_STORAGE,
+    Store,
+    launch_record,
+    open_store,
+    results,
+    versions_run,
+)
 from autotune.wiring.studies import SPACES, baseline_config, load_study, setting_for, tune
 
 __all__ = [
     "DEFAULT_STORAGE",
     "SPACES",
+    "EngineStatus",
     "Store",
+    "WrittenRecipe",
     "baseline_config",
     "basis_for",
-    "bench_for",
+    "benches_for",
+    "engine_statuses",
     "environment_for",
     "hardware_for",
     "launch_record",
@@ -25,4 +44,6 @@ __all__ = [
     "setting_for",
     "traffic_of",
     "tune",
+    "versions_run",
+    "written_recipes",
 ]

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from autotune import __version__
 from autotune.adapters import power_rapl
 from autotune.adapters.accelerator_constants import read_accelerators
+from autotune.adapters.containers import ContainedLauncher
 from autotune.adapters.devices import LocalInventory
 from autotune.adapters.engine_host import LocalEngineHost
+from autotune.adapters.hygiene import Hygiene
+from autotune.adapters.kernel_log import KernelLog
 from autotune.adapters.load_clients import LoadClients
 from autotune.adapters.model_files import ModelFiles
+from autotune.adapters.output_probe import HttpOutputProbe
+from autotune.adapters.power_amd import AmdPowerMeter
 from autotune.adapters.power_dcgm import DcgmPowerMeter
 from autotune.adapters.power_estimated import EstimatedPowerMeter
 from autotune.adapters.power_ipmi import IpmiPowerMeter
+from autotune.adapters.power_none import NoPowerMeter
 from autotune.adapters.power_nvml import NvmlPowerMeter
 from autotune.adapters.power_provisioned import ProvisionedPowerMeter
 from autotune.adapters.power_rapl import RaplPowerMeter
 from autotune.adapters.power_redfish import RedfishAccess, RedfishPowerMeter
+from autotune.adapters.power_settings import settings as power_settings
 from autotune.adapters.preflight import LocalPreflight
+from autotune.adapters.remote_engine import RemoteEngineHost
 from autotune.adapters.text_prompts import prompt_maker
 from autotune.adapters.traffic_files import load_traffic
 from autotune.domain.errors import InputError, InputProblem
@@ -31,45 +40,81 @@ from autotune.domain.launch import EngineEnvironment
 from autotune.domain.level import Level
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.planning import plan_load
-from autotune.domain.ports import Launcher, PowerMeter
+from autotune.domain.ports import EngineHost, Launcher, PowerMeter
 from autotune.domain.power import PowerBasis
 from autotune.domain.study import Ipmi, Redfish, StudySpec
 from autotune.domain.traffic import Traffic
 from autotune.runs.launch import Bench
 from autotune.runs.measure import Planner
-from autotune.wiring.engines import environment_for, hardware_for
+from autotune.wiring.engines import environment_for, hardware_for, launcher_of
 
 FALLBACK_VOCAB_SIZE = 32_000
 """Where a model's config.json is not at hand: prompts stay within the smallest common vocabulary."""
 
 
 @contextmanager
-def bench_for(study: StudySpec, launcher: Launcher) -> Iterator[Bench]:
-    """Everything outside that a study's launches need here; raises InputError, BenchError.
+def benches_for(study: StudySpec) -> Iterator[Mapping[str, Bench]]:
+    """Everything outside that a study's launches need here, by engine; raises InputError, BenchError.
 
     The load clients are processes, and live as long as the ``with`` block.
     """
-    environment = environment_for(study, launcher)
-    hardware = hardware_for(study, environment.kind)
-    traits = launcher.traits
-    # Made before the first lease: it ends what a killed tuner left on the devices.
-    host = LocalEngineHost(counters=traits.counters, reset_path=traits.reset_path)
+    environments = {engine.name: environment_for(engine) for engine in study.engines}
+    kind = kind_of(environments.values())
+    hardware = hardware_for(study, kind)
+    # Made before the first lease: they end what a killed tuner left on the devices.
+    inventory = LocalInventory(kind=kind)
+    hosts = {name: _host(launcher_of(name), inventory) for name in environments}
     traffic = traffic_of(study)
     with LoadClients() as driver:
-        yield Bench(
-            launcher=launcher,
-            environment=environment,
-            host=host,
+        common = Bench(
+            launcher=launcher_of(study.engines[0].name),
+            environment=environments[study.engines[0].name],
+            host=hosts[study.engines[0].name],
             hardware=hardware,
-            inventory=LocalInventory(kind=environment.kind),
+            inventory=inventory,
             driver=driver,
-            meter=meter_for(study, environment.kind),
-            beside=meters_beside(study, environment.kind),
+            probe=HttpOutputProbe(),
+            meter=meter_for(study, kind),
+            beside=meters_beside(study, kind),
             preflight=LocalPreflight(),
+            settings=power_settings,
             plan=planner_for(study, traffic),
-            versions=versions_of(study, environment, hardware),
+            versions={},
             remarks=tuple(_left_out(traffic)),
         )
+        yield {
+            name: replace(
+                common,
+                launcher=ContainedLauncher(launcher_of(name)),
+                environment=environment,
+                host=hosts[name],
+                versions=versions_of(study, environment, hardware),
+            )
+            for name, environment in environments.items()
+        }
+
+
+def kind_of(environments: Iterable[EngineEnvironment]) -> DeviceKind:
+    """The kind of devices that all of a study's engines are built for; raises InputError for several."""
+    kinds = {environment.engine: environment.kind for environment in environments}
+    if len(set(kinds.values())) > 1:
+        what = "are built for different devices: " + ", ".join(f"{e} for {k}" for e, k in kinds.items())
+        remedy = "one study compares on the same devices: give each kind a study of its own"
+        raise InputError(InputProblem("engines", what, remedy))
+    return next(iter(kinds.values()))
+
+
+def _host(launcher: Launcher, inventory: LocalInventory) -> EngineHost:
+    traits = launcher.traits
+    if not traits.launched:
+        return RemoteEngineHost(traits.counters)
+    return LocalEngineHost(
+        counters=traits.counters,
+        counters_path=traits.counters_path,
+        reset_path=traits.reset_path,
+        hygiene=Hygiene(set_aside=inventory.set_aside),
+        kernel_log=KernelLog(),
+    )
 
 
 TrafficOf = Mapping[str, Traffic | None]
@@ -114,9 +159,13 @@ def basis_for(study: StudySpec, kind: DeviceKind) -> PowerBasis:
     """The basis that ranks: the study's own, else what can be measured on these devices."""
     if study.power.basis != "auto":
         return study.power.basis
-    if kind is DeviceKind.CUDA:
-        return PowerBasis.GPU
-    return PowerBasis.ESTIMATED if power_rapl.available() else PowerBasis.HOST
+    match kind:
+        case DeviceKind.CUDA | DeviceKind.ROCM:
+            return PowerBasis.GPU
+        case DeviceKind.REMOTE:
+            return PowerBasis.PROVISIONED if study.hardware_asked.accelerator else PowerBasis.NONE
+        case DeviceKind.CPU:
+            return PowerBasis.ESTIMATED if power_rapl.available() else PowerBasis.HOST
 
 
 def meter_for(study: StudySpec, kind: DeviceKind) -> PowerMeter:
@@ -125,14 +174,18 @@ def meter_for(study: StudySpec, kind: DeviceKind) -> PowerMeter:
     match basis, kind:
         case PowerBasis.GPU, DeviceKind.CUDA:
             return DcgmPowerMeter(study.power.dcgm) if study.power.dcgm else NvmlPowerMeter()
+        case PowerBasis.GPU, DeviceKind.ROCM:
+            return AmdPowerMeter()
         case PowerBasis.HOST, DeviceKind.CPU:
             if why := power_rapl.available():
                 raise InputError(InputProblem("power.basis", why, "write `basis: auto`"))
             return RaplPowerMeter()
         case PowerBasis.ESTIMATED, DeviceKind.CPU:
             return EstimatedPowerMeter()
-        case PowerBasis.PROVISIONED, DeviceKind.CUDA:
+        case PowerBasis.PROVISIONED, DeviceKind.CUDA | DeviceKind.ROCM | DeviceKind.REMOTE:
             return ProvisionedPowerMeter(read_accelerators())
+        case PowerBasis.NONE, DeviceKind.REMOTE:
+            return NoPowerMeter()
     what = f"no meter here gives basis {basis.value!r} for {kind.value} devices"
     raise InputError(InputProblem("power.basis", what, "write `basis: auto`"))
 

@@ -70,6 +70,17 @@ def launch_record(store: Store, name: str, number: int) -> LaunchRecord:
     return _archive(store, name).load(name, number)
 
 
+def versions_run(store: Store) -> dict[str, set[str]]:
+    """Versions of engines that were measured, by engine; one trial of each study and engine is read."""
+    versions: dict[str, set[str]] = {}
+    for study in store.catalog.studies():
+        measured = (row for row in store.catalog.trials(study.name) if row.state is TrialState.MEASURED)
+        for engine, number in {row.config.engine: row.number for row in measured}.items():
+            version = launch_record(store, study.name, number).versions.get(engine)
+            versions.setdefault(engine, set()).update([version] if version else [])
+    return versions
+
+
 def _archive(store: Store, name: str) -> ArtifactArchive:
     storage = optuna.storages.get_storage(store.url)
     return ArtifactArchive(optuna.load_study(study_name=name, storage=storage), store.artifacts, storage)

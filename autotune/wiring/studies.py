@@ -25,12 +25,12 @@ from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.events import Notice, StudyStarted
 from autotune.domain.feasibility import Setting
 from autotune.domain.hardware import Hardware
-from autotune.domain.ports import Cancelled, EventSink, Launcher
+from autotune.domain.ports import Cancelled, EventSink
 from autotune.domain.records import LaunchRecord, StudyRow, StudyStatus, TrialState
 from autotune.domain.study import StudySpec
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 from autotune.runs.study import LaunchOrder, StudyParts, StudyRun, outcome_of, settle_interrupted
-from autotune.wiring.bench import basis_for, bench_for
+from autotune.wiring.bench import basis_for, benches_for, kind_of
 from autotune.wiring.engines import environment_for, hardware_for, launcher_of
 from autotune.wiring.store import Store
 
@@ -42,32 +42,48 @@ def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> StudyS
     study = read_study(path, SPACES, overrides)
     workloads = tuple(resolved_paths(w, path.parent) for w in study.workloads)
     study = study.model_copy(update={"model": _resolved_model(study.model, path), "workloads": workloads})
-    environment = environment_for(study, launcher_of(study.engine.name))
-    check_against_hardware(path, study, hardware_for(study, environment.kind))
+    _check_endpoints(path, study)
+    kind = kind_of([environment_for(engine) for engine in study.engines])
+    check_against_hardware(path, study, hardware_for(study, kind))
     return study
+
+
+def _check_endpoints(path: Path, study: StudySpec) -> None:
+    """Raise InputError for workloads that an engine of the study could not be asked."""
+    for engine in study.engines:
+        if launcher_of(engine.name).traits.chat_only and any(w.api != "chat" for w in study.workloads):
+            what = f"{engine.name} takes no token ids as a prompt"
+            raise InputError(InputProblem(str(path), what, "write `api: chat` in every workload"))
 
 
 def setting_for(study: StudySpec, hardware: Hardware) -> Setting:
     """What configurations of a study must fit into."""
+    files = ModelFiles()
     return Setting(
         hardware=hardware,
-        model=ModelFiles().shape(study.model),
+        model=files.shape(study.model),
+        stored=files.weights(study.model),
+        args=tuple(argument for engine in study.engines for argument in engine.args),
         requirements=study.requirements,
         longest_request_tokens=max(w.longest_tokens for w in study.workloads),
         real_text=all(w.has_real_text for w in study.workloads),
     )
 
 
-def baseline_config(study: StudySpec, launcher: Launcher) -> EngineConfig | None:
-    """Production's command line in the vocabulary; raises InputError."""
+def baseline_config(study: StudySpec) -> EngineConfig | None:
+    """Production's command line in the vocabulary of the engine that reads it; raises InputError."""
     if study.baseline is None:
         return None
-    try:
-        config, _ = launcher.parse_command(study.baseline)
-    except ValueError as wrong:
-        remedy = "write the command line as production runs it"
-        raise InputError(InputProblem("baseline", str(wrong), remedy)) from wrong
-    return study.default_config().replaced(config.words)
+    wrong = []
+    for engine in study.engines:
+        try:
+            config, _ = launcher_of(engine.name).parse_command(study.baseline)
+        except ValueError as unread:
+            wrong.append(str(unread))
+        else:
+            return study.default_config(engine).replaced(config.words)
+    remedy = "write the command line as production runs it"
+    raise InputError([InputProblem("baseline", what, remedy) for what in wrong])
 
 
 def tune(study: StudySpec, store: Store, sink: EventSink, cancelled: Cancelled) -> None:
@@ -89,12 +105,12 @@ def tune(study: StudySpec, store: Store, sink: EventSink, cancelled: Cancelled) 
         started_at=earlier.started_at if earlier else _today(),
     )
     # The bench first: a study whose files cannot be read has not begun, and leaves its name free.
-    with bench_for(study, launcher_of(study.engine.name)) as bench:
+    with benches_for(study) as benches:
         store.catalog.put_study(row)
         began_s = time.monotonic()
         status = StudyStatus.INTERRUPTED
         try:
-            _study_run(study, bench, store, sink, cancelled, spent_s=spent_s).run()
+            _study_run(study, benches, store, sink, cancelled, spent_s=spent_s).run()
             status = StudyStatus.FINISHED
         finally:
             now_spent_s = spent_s + time.monotonic() - began_s
@@ -120,18 +136,21 @@ def _claim(study: StudySpec, store: Store) -> StudyRow | None:
 
 
 def _study_run(
-    study: StudySpec, bench: Bench, store: Store, sink: EventSink, cancelled: Cancelled, *, spent_s: float
+    study: StudySpec,
+    benches: Mapping[str, Bench],
+    store: Store,
+    sink: EventSink,
+    cancelled: Cancelled,
+    *,
+    spent_s: float,
 ) -> StudyRun:
+    bench = next(iter(benches.values()))
     rows = settle_interrupted(store.catalog, study.name)
     slas = [sla.name for sla in study.slas]
     storage = optuna.storages.get_storage(store.url)
     optuna_study = open_study(study.name, storage, slas=slas, seed=study.seed)
-    search = OptunaSearch(
-        optuna_study,
-        study.space,
-        study.default_config(),
-        known={row.number: outcome_of(row, slas) for row in rows},
-    )
+    known = {row.number: outcome_of(row, slas) for row in rows}
+    search = OptunaSearch(optuna_study, study.branches, known=known)
 
     def launch(order: LaunchOrder) -> LaunchRecord:
         task = LaunchTask(
@@ -143,14 +162,15 @@ def _study_run(
             levels=order.levels,
             must_hold=order.must_hold,
             start=order.start,
+            known=order.known,
         )
-        return run_launch(task, bench, sink, cancelled)
+        return run_launch(task, benches[order.suggestion.config.engine], sink, cancelled)
 
     sink(
         StudyStarted(
             study=study.name,
             hardware=bench.hardware.describe(),
-            engine=f"{bench.launcher.traits.engine} {bench.environment.version}",
+            engine=", ".join(f"{name} {each.environment.version}" for name, each in benches.items()),
             power=basis_for(study, bench.environment.kind),
             launches_done=sum(row.state is not TrialState.REJECTED for row in rows),
             most_launches=study.budget.launches or 0,
@@ -163,7 +183,7 @@ def _study_run(
         StudyParts(
             study=study,
             setting=setting_for(study, bench.hardware),
-            baseline=baseline_config(study, bench.launcher),
+            baseline=baseline_config(study),
             search=search,
             archive=ArtifactArchive(optuna_study, store.artifacts, storage),
             catalog=store.catalog,

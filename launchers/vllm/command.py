@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import PurePath
@@ -13,24 +12,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from autotune.domain.config import EngineConfig
+from launchers.options import Option, split_command
+from launchers.vllm.compilation import compilation_words
 from launchers.vllm.flags import (
     AUTO_TOOLS,
+    COMPILATION,
     MODEL,
     OF_THE_DEPLOYMENT,
     SPECULATIVE,
-    SPECULATIVE_KEYS,
+    TABLE,
     TOOL_PARSER,
     TOOL_PARSER_WORD,
-    VALUED,
-    Option,
-    read_options,
-    switched,
 )
+from launchers.vllm.speculation import speculation_words
 
-_SHELL = "|&;<>"
 _MODULE = re.compile(r"vllm\.entrypoints\.(\w+\.)*api_server")
-_WORD_OF = {flag: word for word, flag in VALUED.items()} | {TOOL_PARSER: TOOL_PARSER_WORD}
-_WORD_OF_KEY = {key: word for word, key in SPECULATIVE_KEYS.items()}
 _SHORT_NUMBER = re.compile(r"(\d+(?:\.\d+)?)([kmgtKMGT])")
 
 
@@ -40,7 +36,7 @@ def parse_command(command: str) -> tuple[EngineConfig, str]:
     Where the server listens and who may ask is dropped, keys among it; what has no word is kept in
     ``extra_args``, in order.
     """
-    options, loose = read_options(_arguments(command))
+    options, loose = TABLE.read(_arguments(command))
     models = [*loose, *(value for option in options if option.flag == MODEL for value in option.values)]
     if len(models) != 1:
         found = f"these could be it: {', '.join(models)}" if models else "none was found"
@@ -52,7 +48,11 @@ def parse_command(command: str) -> tuple[EngineConfig, str]:
     for option in options:
         if option.flag in {MODEL, *OF_THE_DEPLOYMENT} or (option.flag == AUTO_TOOLS and tools_on):
             continue
-        if read := {} if option.flag == TOOL_PARSER and not tools_on else _words(option):
+        if option.flag == COMPILATION:
+            said, left = _compilation(option)
+            words |= said
+            extra += left
+        elif read := {} if option.flag == TOOL_PARSER and not tools_on else _words(option):
             words |= read
         else:
             extra += option.tokens
@@ -61,15 +61,7 @@ def parse_command(command: str) -> tuple[EngineConfig, str]:
 
 def _arguments(command: str) -> list[str]:
     """Tokens after ``vllm serve``; whatever stands in front (environment, numactl, env) is left out."""
-    lexer = shlex.shlex(command.replace("\\\n", " "), posix=True, punctuation_chars=_SHELL)
-    lexer.whitespace_split = True
-    lexer.commenters = ""
-    try:
-        tokens = list(lexer)
-    except ValueError as error:
-        raise ValueError(f"the command line cannot be read: {error}") from error
-    if any(set(token) <= set(_SHELL) for token in tokens if token):
-        raise ValueError("give the vllm command alone, without pipes, redirections and other commands")
+    tokens = split_command(command, "vllm")
     for at, (first, second) in enumerate(pairwise(tokens)):
         if PurePath(first).name == "vllm" and second == "serve":
             return tokens[at + 2 :]
@@ -82,12 +74,12 @@ def _arguments(command: str) -> list[str]:
 
 def _words(option: Option) -> Mapping[str, Any]:
     """The words that an option stands for; empty if the vocabulary cannot say it."""
-    state = switched(option.flag)
+    state = TABLE.state_of(option.flag)
     if state is not None and not option.values:
         return dict([state])
     if option.flag == SPECULATIVE and option.values:
-        return _speculation(option.values[0])
-    word = _WORD_OF.get(option.flag)
+        return speculation_words(option.values[0])
+    word = TOOL_PARSER_WORD if option.flag == TOOL_PARSER else TABLE.word_of(option.flag)
     if word is None or not option.values:
         return {}
     value = _number(option.values[0])
@@ -98,16 +90,16 @@ def _words(option: Option) -> Mapping[str, Any]:
     return {word: value}
 
 
-def _speculation(text: str) -> Mapping[str, Any]:
+def _compilation(option: Option) -> tuple[Mapping[str, Any], tuple[str, ...]]:
+    """The words that the JSON of an option says, and the tokens of what no word says."""
     try:
-        given = json.loads(text)
+        given = json.loads(option.values[0]) if option.values else None
     except ValueError:
-        return {}
-    if not isinstance(given, dict) or given.pop("method", None) != "ngram":
-        return {}
-    if not {"num_speculative_tokens"} <= given.keys() <= _WORD_OF_KEY.keys():
-        return {}
-    return {"speculation": "ngram", **{_WORD_OF_KEY[key]: value for key, value in given.items()}}
+        given = None
+    words, rest = compilation_words(given) if isinstance(given, dict) else ({}, {})
+    if not words:
+        return {}, option.tokens
+    return words, (COMPILATION, json.dumps(rest)) if rest else ()
 
 
 def _number(text: str) -> str:

@@ -4,35 +4,11 @@ from __future__ import annotations
 
 from autotune.domain.hardware import DeviceKind
 from autotune.domain.ports import LauncherTraits
-from launchers.vllm.flags import SPECULATIVE_KEYS, SWITCHES, TOOL_PARSER_WORD, VALUED
-
-# `cmd_init` is what the `vllm` command itself calls, and has kept its place while the parser behind it moved.
-PARSER_PROBE = """\
-import json, os
-
-answer = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # vLLM logs to standard output, which is kept for the answer
-
-from vllm import __version__, platforms
-
-device = platforms.current_platform.device_type
-if platforms.current_platform.is_unspecified():  # a CUDA build on a machine without a GPU
-    from vllm.platforms.cpu import CpuPlatform
-
-    device, platforms.current_platform = "cuda", CpuPlatform()
-
-from vllm.entrypoints.cli import serve
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-parser = serve.cmd_init()[0].subparser_init(FlexibleArgumentParser().add_subparsers())
-flags = {
-    option: [str(choice) for choice in action.choices or ()]
-    for action in parser._actions
-    for option in action.option_strings
-}
-answer.write(json.dumps({"version": __version__, "device": device, "flags": flags}) + "\\n")
-answer.close()
-"""
+from launchers.options import HOST_WORDS
+from launchers.vllm.compilation import COMPILATION_WORDS
+from launchers.vllm.flags import TABLE, TOOL_PARSER_WORD
+from launchers.vllm.probes import CONFIG_PROBE, PARSER_PROBE
+from launchers.vllm.speculation import SPECULATIVE_KEYS
 
 COUNTERS = {
     "requests_running": "vllm:num_requests_running",
@@ -50,9 +26,13 @@ COUNTERS = {
 TRAITS = LauncherTraits(
     engine="vllm",
     executable="vllm",
-    dimensions=frozenset({*VALUED, *SWITCHES, *SPECULATIVE_KEYS, "speculation", TOOL_PARSER_WORD}),
+    dimensions=TABLE.words
+    | COMPILATION_WORDS
+    | HOST_WORDS
+    | {*SPECULATIVE_KEYS, "speculation", TOOL_PARSER_WORD},
     device_kinds=frozenset({DeviceKind.CPU, DeviceKind.CUDA}),
     parser_probe=PARSER_PROBE,
+    config_probe=CONFIG_PROBE,
     counters=COUNTERS,
     # Answered only where VLLM_SERVER_DEV_MODE=1 is in the study's `env`.
     reset_path="/reset_prefix_cache",
