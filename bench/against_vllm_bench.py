@@ -5,7 +5,8 @@
 Both drive the same workload: a closed loop of 4 (what vLLM's tool calls --max-concurrency), lengths drawn
 from the same uniform ranges. Compared are output tokens per second, median TPOT, and median TTFT counted from
 send, since `vllm bench serve` does not count from due. No difference may lie outside its paired 90 %
-interval, nor exceed 3 % in the mean. Nothing else should run on the machine.
+interval, nor exceed 3 % in the mean. The engine has one core and the clients the others: on the engine's own
+core the heavier client would slow it down. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,8 +28,7 @@ from rich.table import Table
 from autotune import wiring
 from autotune.adapters.load_clients import LoadClients
 from autotune.adapters.traffic_files import load_traffic
-from autotune.domain.hardware import Hardware
-from autotune.domain.launch import Endpoint, LaunchContext
+from autotune.domain.launch import Endpoint
 from autotune.domain.level import Level
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.planning import plan_load
@@ -65,21 +66,18 @@ def main() -> None:
             "budget": {"launches": 1},
         }
     )
-    launcher = wiring.launcher_of("vllm")
     with (
         tempfile.TemporaryDirectory(prefix="autotune-against-") as scratch,
-        wiring.bench_for(study, launcher) as bench,
-        bench.inventory.lease(bench.hardware, 1, "bench") as devices,
+        wiring.benches_for(study) as benches,
+        benches["vllm"].inventory.lease(benches["vllm"].hardware, 1, "bench") as devices,
     ):
-        context = LaunchContext(
-            model=str(MODEL),
-            environment=bench.environment,
-            devices=Hardware(devices[0].kind, devices).devices,
-        )
-        spec = launcher.launch_spec(study.default_config(), context)
+        bench = benches["vllm"]
+        context = study.engine("vllm").context(study.model, bench.environment, devices)
+        spec = bench.launcher.launch_spec(study.default_config(), context)
         with bench.host.serving(
             spec, workdir=Path(scratch), start_timeout_s=240, cancelled=lambda: False
         ) as engine:
+            os.sched_setaffinity(0, os.sched_getaffinity(0) - {device.index for device in devices})
             tool = bench.environment.executable
             rounds = [compare(engine, tool, Path(scratch), number) for number in range(-1, pairs)][1:]
     report = {"pairs": rounds, "differences": differences(rounds)}

@@ -60,13 +60,14 @@ def main() -> None:
     pairs = parser.parse_args().pairs
     study = StudySpec.model_validate(STUDY)
     scores = []
-    with tempfile.TemporaryDirectory(prefix="autotune-repeats-") as folder:
-        launcher = wiring.launcher_of("vllm")
-        with wiring.bench_for(study, launcher) as bench:
-            for number in range(pairs + 1):
-                record = launched(study, bench, number, Path(folder))
-                scores.append(score_level(record.curve[0], study.slas[0]))
-                tell(number, scores[-1])
+    with (
+        tempfile.TemporaryDirectory(prefix="autotune-repeats-") as folder,
+        wiring.benches_for(study) as benches,
+    ):
+        for number in range(pairs + 1):
+            record = launched(study, benches["vllm"], number, Path(folder))
+            scores.append(score_level(record.curve[0], study.slas[0]))
+            tell(number, scores[-1])
     report = {
         "command": " ".join(["python", *sys.argv]),
         "rate_rps": RATE_RPS,

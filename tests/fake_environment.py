@@ -1,4 +1,4 @@
-"""An engine environment without an engine: `bin/vllm` is the mock, `bin/python` answers the parser probe."""
+"""An engine environment without an engine: `bin/vllm` is the mock, `bin/python` answers the probes."""
 
 from __future__ import annotations
 
@@ -56,11 +56,25 @@ FLAGS: dict[str, list[str]] = {
 """Flags that the stand-in says it has: the ones of vLLM that launchers and studies use."""
 
 
+REFUSED = "4 is no number of sequences"
+"""Why the stand-in's validation refuses `--max-num-seqs 4`."""
+
+_REFUSALS = f"""
+import json, sys
+asked = json.load(sys.stdin)
+print(json.dumps([{REFUSED!r} if "--max-num-seqs 4" in " ".join(argv) else None for argv in asked]))
+"""
+
+
 def make_fake_environment(path: Path, program: Path = MOCK_ENGINE) -> Path:
     """Make a directory that passes for an installed vLLM, and runs ``program``; returns it."""
     probed = json.dumps({"version": VERSION, "device": "cpu", "flags": FLAGS})
     _script(path / "bin" / "vllm", f'exec {shlex.quote(sys.executable)} {shlex.quote(str(program))} "$@"')
-    _script(path / "bin" / "python", f"printf '%s\\n' {shlex.quote(probed)}")
+    refusals = f"{shlex.quote(sys.executable)} -c {shlex.quote(_REFUSALS)}"
+    parser = f"printf '%s\\n' {shlex.quote(probed)}"
+    # What is asked about comes on standard input; a parser is asked about nothing.
+    asked = 'asked=$(cat); if [ -n "$asked" ]; then printf \'%s\' "$asked"'
+    _script(path / "bin" / "python", f"{asked} | {refusals}; else {parser}; fi")
     return path
 
 

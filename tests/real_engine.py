@@ -11,10 +11,10 @@ from autotune import wiring
 from autotune.adapters.synthetic_model import make_tiny_model
 from autotune.domain.config import EngineConfig
 from autotune.domain.level import Level
+from autotune.domain.ports import EventSink
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec
 from autotune.runs.launch import LaunchTask, run_launch
-from launchers.vllm import LAUNCHER
 
 WORKLOAD = {"name": "chat", "input_tokens": 64, "output_tokens": 32}
 SLA = {"name": "any", "attainment": 0.5, "slos": {"e2e": "30s"}}
@@ -37,7 +37,7 @@ def tiny_study(folder: Path, *, moe: bool = False, **changes: Any) -> StudySpec:
             **changes,
         }
     )
-    wiring.environment_for(study, LAUNCHER)
+    wiring.environment_for(study.engines[0])
     return study
 
 
@@ -47,6 +47,7 @@ def launch(
     words: Mapping[str, Any] | None = None,
     *levels: Level,
     parser_asked: bool = True,
+    sink: EventSink = lambda _event: None,
 ) -> LaunchRecord:
     """Launch the study's defaults with other ``words`` and measure ``levels``.
 
@@ -61,6 +62,7 @@ def launch(
         workdir=folder / "logs",
         levels=levels,
     )
-    with wiring.bench_for(study, LAUNCHER) as bench:
+    with wiring.benches_for(study) as benches:
+        bench = benches["vllm"]
         unasked = replace(bench, environment=replace(bench.environment, flags={}))
-        return run_launch(task, bench if parser_asked else unasked, lambda _event: None, lambda: False)
+        return run_launch(task, bench if parser_asked else unasked, sink, lambda: False)

@@ -74,7 +74,8 @@ def test_steering_sees_what_happened_and_ends_the_drive(bench: Bench, steer: Ste
         seen.append(progress)
         return Steer.GO_ON if len(seen) < 2 else steer
 
-    plan = open_plan(*(0.05 * i for i in range(200)))
+    # None is due at the very moment of a look.
+    plan = open_plan(*(0.05 * i + 0.02 for i in range(200)))
     result = bench.drive(plan, look)
     assert len(seen) == 2
     assert seen[0].started_s == seen[1].started_s == result.started_s

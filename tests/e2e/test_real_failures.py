@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from real_engine import launch, tiny_study
+from real_engine import MEASUREMENT, launch, tiny_study
 
-from autotune.adapters import engine_host
+from autotune.adapters import launch_places, warden
 from autotune.domain.errors import BenchError
+from autotune.domain.events import Event, LevelProgress
 from autotune.domain.launch import FailureClass, Phase
+from autotune.domain.level import Level
+from autotune.domain.ports import EventSink
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine]
 
@@ -51,7 +56,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str], FailureClass, str]] = {
     "KV cache larger than memory": (
         {},
         {"VLLM_CPU_KVCACHE_SPACE": "4000"},
-        FailureClass.OUT_OF_MEMORY,
+        FailureClass.OUT_OF_MEMORY_PROFILING,
         "Available memory on node",
     ),
     "batched tokens below context": (
@@ -61,6 +66,18 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, str], FailureClass, str]] = {
         "is smaller than max_model_len",
     ),
     "block size 16": ({"block_size": 16}, {}, FailureClass.UNSUPPORTED_COMBINATION, "No common block size"),
+    "ranks that find no network": (
+        {"tensor_parallel": 2},
+        {"GLOO_SOCKET_IFNAME": "nosuch0"},
+        FailureClass.COMMUNICATION,
+        "Unable to find address for: nosuch0",
+    ),
+    "no compiler": (
+        {"eager": False},
+        {"CXX": "/bin/false"},
+        FailureClass.COMPILATION,
+        "No working C++ compiler found",
+    ),
     "quantization not there": ({"quantization": "awq"}, {}, FailureClass.UNSUPPORTED_QUANTIZATION, "awq"),
 }
 
@@ -100,10 +117,10 @@ def test_a_model_that_is_not_there_is_a_checkpoint_failure(tmp_path: Path) -> No
 
 def test_a_taken_port_is_the_benchs_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
-        taken.bind((engine_host.HOST, 0))
+        taken.bind((launch_places.HOST, 0))
         taken.listen()
         port = taken.getsockname()[1]
-        monkeypatch.setattr(engine_host, "_free_ports", lambda roles: dict.fromkeys(roles, port))
+        monkeypatch.setattr(launch_places, "_free_ports", lambda names: dict.fromkeys(names, port))
         with pytest.raises(BenchError, match="port taken"):
             launch(tmp_path, tiny_study(tmp_path))
 
@@ -119,3 +136,47 @@ def test_healthy_is_not_working(moe: bool, words: dict[str, Any], tmp_path: Path
     assert record.failure.failure_class is FailureClass.DIED_AT_FIRST_REQUEST
     assert record.failure.phase is Phase.FIRST_REQUEST
     assert_nothing_left(tmp_path)
+
+
+def signal_core(number: int) -> None:
+    """Signal the process that computes; the server in front of it goes on."""
+    (core,) = (
+        process.pid
+        for process in warden.descendants(os.getpid())
+        if Path(f"/proc/{process.pid}/comm").read_text().startswith("VLLM::EngineCor")
+    )
+    os.kill(core, number)
+
+
+def in_window(number: int) -> EventSink:
+    """Send a signal to the engine as its first window opens."""
+
+    def sink(event: Event) -> None:
+        match event:
+            case LevelProgress(stage="measuring"):
+                signal_core(number)
+
+    return sink
+
+
+BRIEF = {**MEASUREMENT, "request_timeout": "10s"}
+
+
+@pytest.mark.long
+def test_an_engine_that_hangs_has_stalled_though_its_health_is_well(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path, measurement=BRIEF)
+    level = Level("chat", concurrency=2)
+    record = launch(tmp_path, study, {}, level, sink=in_window(signal.SIGSTOP))
+    assert record.failure is not None
+    assert record.failure.failure_class is FailureClass.STALLED
+    assert (record.failure.phase, record.failure.exit_code) == (Phase.LOADING, None)
+    assert_nothing_left(tmp_path)
+
+
+@pytest.mark.long
+def test_an_engine_whose_core_is_killed_died_under_load(tmp_path: Path) -> None:
+    """Its server outlives it by a moment and tells no signal: the kernel's log is what would."""
+    study = tiny_study(tmp_path, measurement=BRIEF)
+    record = launch(tmp_path, study, {}, Level("chat", concurrency=2), sink=in_window(signal.SIGKILL))
+    assert record.failure is not None
+    assert record.failure.failure_class is FailureClass.DIED_UNDER_LOAD

@@ -10,9 +10,10 @@ from typing import TypeVar
 
 from fake_environment import MOCK_ENGINE, make_fake_environment
 
-from autotune.adapters import warden
+from autotune.adapters import power_settings, warden
 from autotune.adapters.devices import LocalInventory
 from autotune.adapters.engine_host import LocalEngineHost
+from autotune.adapters.output_probe import HttpOutputProbe
 from autotune.adapters.power_estimated import EstimatedPowerMeter
 from autotune.adapters.preflight import LocalPreflight
 from autotune.domain.config import EngineConfig
@@ -129,9 +130,11 @@ class MockLaunch:
             inventory=inventory,
             host=LocalEngineHost(LAUNCHER.traits.counters, self.folder, stop_grace_s=0.5),
             driver=self.driver,
+            probe=HttpOutputProbe(),
             meter=self.meter,
             beside=self.beside,
             preflight=LocalPreflight(),
+            settings=power_settings.settings,
             plan=lambda level, duration_s, seed: _plan(study, level, duration_s, seed),
             versions={},
         )

@@ -51,6 +51,15 @@ class Call:
     path: str
     body: dict[str, object]
     writer: asyncio.StreamWriter
+    head: str
+
+    async def answer(self, document: object, status: int = 200) -> None:
+        """Answer whole, as JSON."""
+        content = json.dumps(document).encode()
+        head = (
+            f"HTTP/1.1 {status} X\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
+        await self.send(head.encode() + content)
 
     async def send(self, *pieces: bytes, apart_s: float = 0.0) -> None:
         """Write each piece in a segment of its own."""
@@ -83,7 +92,7 @@ class Server:
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
                 body = json.loads(await reader.readexactly(length))
                 path = head.split(b" ", 2)[1].decode()
-                call = Call(len(self.calls), connection, path, body, writer)
+                call = Call(len(self.calls), connection, path, body, writer, head.decode())
                 self.calls.append(call)
                 self.received_s.append(time.monotonic())
                 self.busy += 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from fake_environment import MOCK_ENGINE, make_fake_environment
+from fake_environment import MOCK_ENGINE, REFUSED, VERSION, make_fake_environment
 from typer.testing import CliRunner
 
 from autotune.adapters.synthetic_model import make_tiny_model
@@ -40,7 +40,7 @@ space:
     pipeline_parallel: [default, 2]
 try_first:
   - {{ block_size: 16 }}
-  - {{ max_num_seqs: 2 }}
+  - {{ pipeline_parallel: 2 }}
 budget: {{ launches: 6, wall_time: 5m }}
 measurement:
   warmup: 100ms
@@ -137,10 +137,12 @@ def test_a_study_recommends_a_configuration_per_sla(finished: Path, engine: Path
     assert len(launched) <= 6
     assert shown[0]["purpose"] == "defaults"
     refused = next(t for t in shown if t["configuration"].get("block_size") == 16)
-    assert refused["state"] == "infeasible"
-    assert refused["failure_class"] == "unsupported combination"
-    assert "No common block size for 16" in refused["failure_line"]
-    assert "No common block size" in Path(refused["log"]).read_text()
+    assert refused["state"] == "rejected"
+    assert "no multiple of 32" in refused["failure_line"]
+    died = next(t for t in shown if t["configuration"].get("pipeline_parallel") == 2)
+    assert died["state"] == "infeasible"
+    assert died["failure_class"] == "died at first request"
+    assert "EngineDeadError" in Path(died["log"]).read_text()
     searched = [json.dumps(t["configuration"]) for t in shown if t["final_of"] is None]
     assert len(set(searched)) == len(searched)
 
@@ -285,9 +287,24 @@ def test_validate_says_what_would_be_refused(autotune: Autotune, engine: Path, f
     verdict = json.loads(autotune("validate", "small.yaml", "--engine", f"vllm={engine}", "--json").stdout)
     assert verdict["checked"] == 13
     assert verdict["refused"] == [
-        {"why": "needs 2 devices (TP x PP x DP), 1 may be used", "configurations": 6}
+        {"why": "needs 2 devices (TP x PP x DP), 1 may be used [devices]", "configurations": 6},
+        {
+            "why": "block_size 16 is no multiple of 32, which vLLM wants on a CPU [block-size]",
+            "configurations": 3,
+        },
     ]
-    assert verdict["accepted"] == 7
+    told = f"vllm {VERSION} itself: {REFUSED}"
+    assert verdict["engine"] == {
+        "asked": 4,
+        "complete": True,
+        "refused": [{"why": told, "configurations": 1}],
+    }
+    assert verdict["accepted"] == 3
+
+    shown = autotune("validate", "small.yaml", "--engine", f"vllm={engine}", "--most-asked", "2")
+    assert "asked the engine itself about 2, spread over the 4" in shown.stdout
+    on_paper = autotune("validate", "small.yaml", "--engine", f"vllm={engine}", "--no-engine", "--json")
+    assert json.loads(on_paper.stdout)["accepted"] == 4
 
 
 @pytest.mark.parametrize(

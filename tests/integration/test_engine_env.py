@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 
 from autotune.adapters import debian_packages, engine_env, engine_install
@@ -17,7 +18,14 @@ from autotune.adapters.engine_install import CommandResult, Installer, run_comma
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import InputError
 from autotune.domain.hardware import DeviceKind
-from autotune.domain.launch import Evidence, Failure, LaunchContext, LaunchSpec
+from autotune.domain.launch import (
+    Container,
+    EngineEnvironment,
+    Evidence,
+    Failure,
+    LaunchContext,
+    LaunchSpec,
+)
 from autotune.domain.ports import LauncherTraits
 
 ANSWER = {"version": "1.2.3", "device": "cuda", "flags": {"--dtype": ["auto", "half"], "--port": []}}
@@ -26,13 +34,14 @@ ANSWER = {"version": "1.2.3", "device": "cuda", "flags": {"--dtype": ["auto", "h
 class Launcher:
     """A launcher of which only the traits are asked."""
 
-    def __init__(self, probe: str = "question") -> None:
+    def __init__(self, probe: str = "question", config_probe: str = "") -> None:
         self.traits = LauncherTraits(
             engine="toy",
             executable="toy-serve",
             dimensions=frozenset(),
             device_kinds=frozenset(DeviceKind),
             parser_probe=probe,
+            config_probe=config_probe,
             counters={},
         )
 
@@ -107,6 +116,45 @@ def test_the_engine_is_asked_once_by_all_processes(
 
     assert EngineEnvironments(home, tmp_path / "cache").find(Launcher(), venv.path) == first
     assert len(venv.asked) == 1
+
+
+DOCKER = """#!/bin/sh
+echo "$1" >> {folder}/asked
+case "$1" in
+image) test -e {folder}/image && cat {folder}/image ;;
+pull) echo sha256:1 > {folder}/image ;;
+run) while [ "$1" != -c ]; do shift; done; exec {python} "$@" ;;
+esac
+"""
+"""A runtime that has no image before it was told to pull one, and runs it by our own Python."""
+
+
+def test_the_parser_in_an_image_is_asked_once_for_each_image(
+    tmp_path: Path, environments: EngineEnvironments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    docker = tmp_path / "bin" / "docker"
+    docker.parent.mkdir()
+    docker.write_text(DOCKER.format(folder=tmp_path, python=sys.executable))
+    docker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{docker.parent}:/usr/bin:/bin")
+    launcher = Launcher(f"print({json.dumps(json.dumps(ANSWER))})")
+    image = Container(image="toy:1")
+
+    found = environments.inside(launcher, image)
+    assert (found.version, found.kind, str(found.executable)) == ("1.2.3", DeviceKind.CUDA, "toy-serve")
+    assert environments.inside(launcher, image) == found
+    (tmp_path / "image").write_text("sha256:2")
+    assert environments.inside(launcher, image) == found
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked == ["image", "pull", "image", "run", "image", "image", "run"]
+
+
+def test_an_image_that_cannot_be_fetched_is_told_with_its_remedy(
+    tmp_path: Path, environments: EngineEnvironments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InputError, match=r"docker pull toy:1 cannot be run(?s:.*)name another `image`"):
+        environments.inside(Launcher(), Container(image="toy:1"))
 
 
 def _upgrade_in_place(venv: FakeVenv) -> None:
@@ -187,6 +235,130 @@ def test_a_probe_without_end_is_stopped(
 
     with pytest.raises(InputError, match="no answer"):
         environments.find(Launcher(), venv.path)
+
+
+class AskedVenv(FakeVenv):
+    """A virtual environment whose ``python`` refuses command lines with ``--bad``, and all if BAD is set."""
+
+    ANSWER = """
+import json, os, sys
+asked = json.load(sys.stdin)
+with open({notes!r}, "a") as notes:
+    notes.write(json.dumps(asked) + "\\n")
+bad = os.environ.get("BAD")
+print("INFO some noise")
+print(json.dumps([bad or ("bad it is" if "--bad" in argv else None) for argv in asked]))
+"""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.notes = path / "notes"
+        program = path / "answer.py"
+        program.write_text(self.ANSWER.format(notes=str(self.notes)))
+        self._script("python", f'[ "$2" = refusals ] || exit 1\nexec {shlex.quote(sys.executable)} {program}')
+
+    @property
+    def batches(self) -> list[list[list[str]]]:
+        return (
+            [json.loads(line) for line in self.notes.read_text().splitlines()] if self.notes.exists() else []
+        )
+
+
+ASKING = Launcher(config_probe="refusals")
+
+
+@pytest.fixture
+def asked_venv(tmp_path: Path) -> AskedVenv:
+    return AskedVenv(tmp_path / "venv")
+
+
+def environment_of(venv: FakeVenv) -> EngineEnvironment:
+    return EngineEnvironment(
+        engine="toy",
+        executable=venv.path / "bin/toy-serve",
+        version="1",
+        kind=DeviceKind.CUDA,
+        flags={},
+    )
+
+
+def test_an_engine_says_what_it_refuses_and_is_asked_once(
+    tmp_path: Path, home: Path, environments: EngineEnvironments, asked_venv: AskedVenv
+) -> None:
+    good, bad = ["serve", "m"], ["serve", "m", "--bad"]
+    environment = environment_of(asked_venv)
+    assert environments.refusals(ASKING, environment, [good, bad, good]) == (None, "bad it is", None)
+    assert asked_venv.batches == [[good, bad]]
+
+    again = EngineEnvironments(home, tmp_path / "cache")
+    other = ["serve", "n"]
+    assert again.refusals(ASKING, environment, [bad, other]) == ("bad it is", None)
+    assert asked_venv.batches[1:] == [[other]]
+
+
+def test_what_is_set_in_the_environment_is_part_of_the_question(
+    environments: EngineEnvironments, asked_venv: AskedVenv
+) -> None:
+    environment, commands = environment_of(asked_venv), [["serve", "m"]]
+    assert environments.refusals(ASKING, environment, commands, env={"BAD": "it"}) == ("it",)
+    assert environments.refusals(ASKING, environment, commands) == (None,)
+
+
+def test_a_changed_model_is_asked_about_again(
+    tmp_path: Path, environments: EngineEnvironments, asked_venv: AskedVenv
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    environment, commands = environment_of(asked_venv), [["serve", str(model)]]
+    for _ in range(2):
+        environments.refusals(ASKING, environment, commands)
+    os.utime(model / "config.json", ns=(1, 1))
+    environments.refusals(ASKING, environment, commands)
+    assert len(asked_venv.batches) == 2
+
+
+def test_many_are_asked_about_in_batches_and_told(
+    environments: EngineEnvironments, asked_venv: AskedVenv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_env, "_BATCH", 2)
+    told: list[tuple[int, int]] = []
+    commands = [["serve", str(n)] for n in range(5)]
+    environments.refusals(
+        ASKING, environment_of(asked_venv), commands, told=lambda answered, of: told.append((answered, of))
+    )
+    assert [len(batch) for batch in asked_venv.batches] == [2, 2, 1]
+    assert told == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_an_engine_without_validation_refuses_nothing(
+    environments: EngineEnvironments, asked_venv: AskedVenv
+) -> None:
+    assert environments.refusals(Launcher(), environment_of(asked_venv), [["serve", "--bad"]]) == (None,)
+    assert not asked_venv.batches
+
+
+@pytest.mark.parametrize("answer", ["no json", "[null, null]", '[{"no": "reason"}]'])
+def test_an_answer_that_is_no_list_of_refusals_is_told(
+    tmp_path: Path, environments: EngineEnvironments, answer: str
+) -> None:
+    venv = FakeVenv(tmp_path / "venv", answer)
+    with pytest.raises(InputError, match="no list of 1 refusals"):
+        environments.refusals(ASKING, environment_of(venv), [["serve"]])
+
+
+def test_validation_without_end_is_stopped_with_all_that_it_started(
+    tmp_path: Path, environments: EngineEnvironments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_env, "_PROBE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(engine_env, "_REFUSAL_TIMEOUT_S", 0.0)
+    venv = FakeVenv(tmp_path / "venv")
+    mark = f"6{os.getpid()}"
+    (venv.path / "bin/python").write_text(f"#!/bin/sh\nsleep {mark} & sleep {mark}\n")
+    with pytest.raises(InputError, match="no answer"):
+        environments.refusals(ASKING, environment_of(venv), [["serve"]])
+    left = [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", mark]]
+    assert not psutil.wait_procs(left, timeout=5)[1]
 
 
 @pytest.mark.parametrize("absent", ["bin/toy-serve", "bin/python"])

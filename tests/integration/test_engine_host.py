@@ -7,109 +7,31 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_environment import MOCK_ENGINE
+from host_harness import (
+    DEADLINE_S,
+    child_pid,
+    complete,
+    host,
+    launch,
+    never,
+    nothing_left,  # noqa: F401 - a fixture
+    other_tuner,
+    script,
+    serve,
+    spec,
+    wait_for,
+)
 
 from autotune.adapters import warden
-from autotune.adapters.engine_host import LocalEngineHost, reap_orphans
+from autotune.adapters.engine_process import reap_orphans
 from autotune.domain.errors import BenchError, StudyCancelledError
 from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import EngineDiedError, LaunchSpec, Phase, ProcessSpec
-
-DEADLINE_S = 30.0
-COUNTERS = {"generated_tokens": "vllm:generation_tokens_total", "absent": "vllm:no_such_thing"}
-
-TUNER = """
-import sys, time
-from pathlib import Path
-sys.path[:0] = [sys.argv[1], sys.argv[2]]
-from test_engine_host import host, spec
-with host(Path(sys.argv[3])).serving(
-    spec("--mock-fail=spawn-child"), workdir=Path(sys.argv[3]), start_timeout_s=30, cancelled=lambda: False
-):
-    print("ready", flush=True)
-    time.sleep(600)
-"""
-
-
-def host(runtime_dir: Path, stop_grace_s: float = 5.0) -> LocalEngineHost:
-    return LocalEngineHost(COUNTERS, runtime_dir, stop_grace_s=stop_grace_s)
-
-
-def spec(*flags: str, **env: str) -> LaunchSpec:
-    argv = (
-        sys.executable,
-        str(MOCK_ENGINE),
-        "serve",
-        "tiny",
-        "--host",
-        "{host:serve}",
-        "--port",
-        "{port:serve}",
-    )
-    process = ProcessSpec(role="serve", argv=(*argv, *flags), env=env, devices=())
-    return LaunchSpec(processes=(process,), serving_role="serve", served_model="tiny")
-
-
-def script(code: str, role: str = "serve", **more: object) -> ProcessSpec:
-    process = ProcessSpec(role=role, argv=(sys.executable, "-c", code), env={}, devices=())
-    return replace(process, **more)  # type: ignore[arg-type]
-
-
-def launch(*processes: ProcessSpec) -> LaunchSpec:
-    return LaunchSpec(processes=processes, serving_role=processes[-1].role, served_model="tiny")
-
-
-def never() -> bool:
-    return False
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline_s = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.02)
-
-
-def complete(base_url: str) -> str:
-    body = json.dumps({"prompt": [1, 2], "max_tokens": 4, "stream": True}).encode()
-    with urllib.request.urlopen(f"{base_url}/v1/completions", body, timeout=DEADLINE_S) as response:
-        return str(response.read().decode())
-
-
-def child_pid(log: Path) -> int:
-    found = re.search(r"mock child has pid (\d+)", log.read_text())
-    assert found
-    return int(found[1])
-
-
-@pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """Whatever a test does, no process of it may remain: neither a child of ours nor an orphan of a child."""
-    before = {process.identity for process in warden.processes()}
-    yield
-    remains = {
-        (process.pid, command)
-        for process in warden.processes()
-        if process.identity not in before
-        and (command := _command(process.pid))
-        and ("mock_engine" in command or "warden.py" in command or process.parent == os.getpid())
-    }
-    assert not remains
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
+from autotune.domain.launch import EngineDiedError, Phase
 
 
 def test_serves_and_leaves_nothing(tmp_path: Path) -> None:
@@ -148,14 +70,7 @@ def test_a_stubborn_grandchild_in_its_own_session_is_ended(tmp_path: Path) -> No
 
 
 def test_a_killed_tuner_leaves_nothing(tmp_path: Path) -> None:
-    here = Path(__file__).parent
-    with subprocess.Popen(
-        [sys.executable, "-c", TUNER, str(here), str(here.parent), str(tmp_path)],
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as tuner:
-        assert tuner.stdout is not None
-        assert tuner.stdout.readline() == "ready\n"
+    with other_tuner(tmp_path, spec("--mock-fail=spawn-child")) as tuner:
         started = warden.descendants(tuner.pid)
         assert child_pid(tmp_path / "serve.log") in {process.pid for process in started}
         tuner.send_signal(signal.SIGKILL)
@@ -192,12 +107,6 @@ def test_an_early_end_is_evidence(tmp_path: Path, code: str, exit_code: int) -> 
     assert (evidence.exit_code, evidence.phase, evidence.timed_out) == (exit_code, Phase.STARTING, False)
     assert "cannot go on" in evidence.log
     assert died.value.log_path == tmp_path / "serve.log"
-
-
-def serve(tmp_path: Path, what: LaunchSpec, start_timeout_s: float = DEADLINE_S) -> None:
-    """Serve for no longer than it takes to get ready."""
-    with host(tmp_path).serving(what, workdir=tmp_path, start_timeout_s=start_timeout_s, cancelled=never):
-        pass
 
 
 def test_a_command_that_is_not_there_is_named(tmp_path: Path) -> None:

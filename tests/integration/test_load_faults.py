@@ -42,9 +42,9 @@ def test_a_connection_refused_is_data(clients: LoadClients) -> None:
 
 
 def test_an_endpoint_that_is_not_http_is_refused(clients: LoadClients) -> None:
-    with pytest.raises(ValueError, match="https://engine"):
+    with pytest.raises(ValueError, match="ftp://engine"):
         clients.drive(
-            Endpoint("https://engine", "tiny"), open_plan(0.0), alive=lambda: True, cancelled=lambda: False
+            Endpoint("ftp://engine", "tiny"), open_plan(0.0), alive=lambda: True, cancelled=lambda: False
         )
 
 

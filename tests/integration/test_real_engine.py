@@ -1,7 +1,8 @@
-"""One launch of a real vLLM: started, asked, loaded open and closed loop, metered, ended."""
+"""A real vLLM: asked what it refuses; launched once, loaded open and closed loop, metered, ended."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,63 @@ import psutil
 import pytest
 from real_engine import launch, tiny_study
 
+from autotune import wiring
+from autotune.adapters.engine_env import EngineEnvironments
+from autotune.domain.hardware import Device, DeviceKind
+from autotune.domain.launch import LaunchContext
 from autotune.domain.level import Level
 from autotune.domain.power import PowerBasis
 from autotune.domain.scoring import SlaVerdict, score_at
+from launchers.vllm import LAUNCHER
+
+REFUSED: dict[str, tuple[dict[str, object], str]] = {
+    "unknown flag": ({"extra_args": ("--no-such-flag",)}, "unrecognized arguments: --no-such-flag"),
+    "bad choice": ({"kv_cache_dtype": "int3"}, "argument --kv-cache-dtype: invalid choice: 'int3'"),
+    "TP over the heads": ({"tensor_parallel": 3}, "attention heads (8) must be divisible by tensor parallel"),
+    "context": ({"context_length": 100_000}, "User-specified max_model_len (100000) is greater than"),
+    "quantization": ({"quantization": "awq"}, "Cannot find the config file for awq"),
+    "key of a JSON flag": (
+        {"extra_args": ("--compilation-config", '{"nope": 1}')},
+        "argument --compilation-config/-cc: 1 validation error for CompilationConfig nope Unexpected keyword",
+    ),
+}
+TAKEN: dict[str, dict[str, object]] = {
+    "defaults": {},
+    "words that are JSON": {"compilation": False, "graph_capture": False, "eager": False},
+    "speculation": {"speculation": "ngram", "speculative_tokens": 3, "prompt_lookup_max": 2},
+    "data parallel": {"data_parallel": 2},
+    # Validation knows nothing of these: the first dies at its first request, the second at its start.
+    "PP2": {"pipeline_parallel": 2},
+    "block size 16": {"block_size": 16},
+}
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(900)
+def test_a_real_engine_says_what_it_refuses_and_one_answer_leaves_no_trace_in_the_next(
+    tmp_path: Path,
+) -> None:
+    study = tiny_study(tmp_path)
+    environment = wiring.environment_for(study.engines[0])
+    core = Device(DeviceKind.CPU, 0, "a core", "cpu-0", 1 << 30)
+    context = LaunchContext(model=study.model, environment=replace(environment, flags={}), devices=(core,))
+    # The same question before and after each refusal.
+    asked = [words for _, words in sorted(TAKEN.items())]
+    asked += [words for refused, _ in REFUSED.values() for words in (refused, {})]
+    processes = [
+        LAUNCHER.launch_spec(study.default_config().replaced(words), context).processes[0] for words in asked
+    ]
+    commands = [tuple(word.replace("{port:server}", "8000") for word in p.argv) for p in processes]
+    answers = EngineEnvironments(cache=tmp_path / "cache").refusals(
+        LAUNCHER, environment, commands, env=processes[0].env
+    )
+    assert answers[: len(TAKEN)] == (None,) * len(TAKEN)
+    for (_, says), answer, after in zip(
+        REFUSED.values(), answers[len(TAKEN) :: 2], answers[len(TAKEN) + 1 :: 2], strict=True
+    ):
+        assert says in (answer or "")
+        assert "input_value" not in (answer or "")
+        assert after is None
 
 
 @pytest.mark.engine

@@ -38,6 +38,10 @@
  *     remap_failed=0
  *     nvlinks=0                   links 0..nvlinks-1 are there
  *     nvlink.L.state=1  nvlink.L.error.C=0    of link L; counter C by nvml.h's number
+ *     nvlink.L.remote=GPU         the GPU at the far end of link L; without it a switch
+ *     island=N                    GPUs of one island reach each other over NVLink (P2P status); without it none
+ *     compute_capability=9.0  numa=0          numa: the node of host memory next to it; -1: it does not say
+ *     mig_instances=0             instances of a GPU whose mig is 1; each with mig.I.uuid, mig.I.name, mig.I.memory_mib
  *     pcie_generation=5  max_pcie_generation=5  pcie_width=16  max_pcie_width=16  pcie_replays=0
  *     field.ID=VALUE              any other field of nvmlDeviceGetFieldValues, whole number, by nvml.h's id
  * Faults, of a GPU or of '-':
@@ -46,6 +50,9 @@
  *     stall_until_s=T             every function that is given the GPU answers no sooner than at T
  *     error.all=CODE              every function that is given the GPU fails: 15 is a GPU lost; of '-': every
  *                                 function of the library, as when the driver vanishes (1, 9 or 999)
+ *
+ * What setters set, power_limit_w and locked_clock_mhz, is kept for all processes in the file SCENARIO.state, a line
+ * "GPU KEY=VALUE" each, the last one counts; remove the file to reset.
  */
 #define _GNU_SOURCE
 #include <stdint.h>
@@ -114,10 +121,41 @@ static int concerns(const Setting *setting, int gpu, const char *key) {
     return (setting->gpu == gpu || (gpu >= 0 && setting->gpu == OF_ALL)) && !strcmp(setting->key, key);
 }
 
+static const char *state_path(void) {
+    static char path[4096];
+    snprintf(path, sizeof path, "%s.state", getenv("NVML_STANDIN_SCENARIO"));
+    return path;
+}
+
+static void keep(int gpu, const char *key, unsigned value) {
+    FILE *file = fopen(state_path(), "a");
+    if (!file) exit(70);
+    fprintf(file, "%d %s=%u\n", gpu, key, value);
+    fclose(file);
+}
+
+/* What a setter of any process set last, NULL where none did. */
+static const char *kept(int gpu, const char *key) {
+    static char value[96];
+    char of_key[64], read[96];
+    const char *found = NULL;
+    int of_gpu;
+    FILE *file = fopen(state_path(), "r");
+    if (!file) return NULL;
+    while (fscanf(file, "%d %63[^=]=%95s", &of_gpu, of_key, read) == 3)
+        if (of_gpu == gpu && !strcmp(of_key, key)) found = strcpy(value, read);
+    fclose(file);
+    return found;
+}
+
 /* The value of a key now, NULL where it was never set. */
 static const char *text(int gpu, const char *key) {
     double now_s = elapsed_s();
     const char *found = NULL;
+    if (!strcmp(key, "power_limit_w") || !strcmp(key, "locked_clock_mhz")) {
+        found = kept(gpu, key);
+        if (found) return found;
+    }
     for (size_t i = 0; i < setting_count && settings[i].at_s <= now_s; i++)
         if (concerns(&settings[i], gpu, key)) found = settings[i].value;
     return found;
@@ -130,7 +168,25 @@ static double number(int gpu, const char *key, double otherwise) {
 
 static int device_count(void) { return (int)number(OF_NONE, "gpus", 1); }
 
-static int index_of(void *device) { return (int)(intptr_t)device - 1; }
+/* A handle is 1 + the GPU's index; that of instance I of GPU G is 1000 * (G + 1) + I, and asks the GPU but for its own. */
+enum { INSTANCES = 1000 };
+static int index_of(void *device) {
+    int handle = (int)(intptr_t)device;
+    return (handle < INSTANCES ? handle : handle / INSTANCES) - 1;
+}
+static int instance_of(void *device) {
+    int handle = (int)(intptr_t)device;
+    return handle < INSTANCES ? -1 : handle % INSTANCES;
+}
+static int instances(int gpu) { return (int)(number(gpu, "mig", 0) ? number(gpu, "mig_instances", 0) : 0); }
+
+/* The key of a GPU, or of one instance of it. */
+static const char *key_of(void *device, const char *key) {
+    static char of_instance[64];
+    if (instance_of(device) < 0) return key;
+    snprintf(of_instance, sizeof of_instance, "mig.%d.%s", instance_of(device), key);
+    return of_instance;
+}
 
 static int faulted(int gpu, const char *function) {
     char key[64];
@@ -249,22 +305,51 @@ static int uuid_of(int gpu, char *out, unsigned size) {
 int nvmlDeviceGetHandleByUUID(const char *uuid, void **out) {
     char of_gpu[96];
     ASK();
-    for (int gpu = 0; gpu < device_count(); gpu++)
+    for (int gpu = 0; gpu < device_count(); gpu++) {
         if (!uuid_of(gpu, of_gpu, sizeof of_gpu) && !strcmp(of_gpu, uuid)) {
             *out = (void *)(intptr_t)(gpu + 1);
             return faulted(gpu, __func__);
         }
+        for (int i = 0; i < instances(gpu); i++) {
+            void *device = (void *)(intptr_t)(INSTANCES * (gpu + 1) + i);
+            const char *said = text(gpu, key_of(device, "uuid"));
+            if (said && !strcmp(said, uuid)) {
+                *out = device;
+                return faulted(gpu, __func__);
+            }
+        }
+    }
     return NOT_FOUND;
+}
+
+/* ---- instances of a GPU --------------------------------------------------------------------------------- */
+
+int nvmlDeviceGetMaxMigDeviceCount(void *device, unsigned *out) { ASK_OF(device); *out = 7; return SUCCESS; }
+int nvmlDeviceGetMigDeviceHandleByIndex(void *device, unsigned index, void **out) {
+    ASK_OF(device);
+    if ((int)index >= instances(index_of(device))) return NOT_FOUND;
+    *out = (void *)(intptr_t)(INSTANCES * (index_of(device) + 1) + (int)index);
+    return SUCCESS;
+}
+int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(void *device, void **out) {
+    ASK_OF(device);
+    if (instance_of(device) < 0) return INVALID_ARGUMENT;
+    *out = (void *)(intptr_t)(index_of(device) + 1);
+    return SUCCESS;
 }
 
 /* ---- what a GPU is -------------------------------------------------------------------------------------- */
 
 int nvmlDeviceGetName(void *device, char *out, unsigned size) {
     ASK_OF(device);
-    return say(out, size, index_of(device), "name", "NVIDIA H200");
+    return say(out, size, index_of(device), key_of(device, "name"), "NVIDIA H200");
 }
 
-int nvmlDeviceGetUUID(void *device, char *out, unsigned size) { ASK_OF(device); return uuid_of(index_of(device), out, size); }
+int nvmlDeviceGetUUID(void *device, char *out, unsigned size) {
+    ASK_OF(device);
+    if (instance_of(device) >= 0) return say(out, size, index_of(device), key_of(device, "uuid"), "MIG-of-%d");
+    return uuid_of(index_of(device), out, size);
+}
 
 int nvmlDeviceGetSerial(void *device, char *out, unsigned size) {
     ASK_OF(device);
@@ -274,19 +359,47 @@ int nvmlDeviceGetSerial(void *device, char *out, unsigned size) {
 typedef struct { unsigned long long total, free, used; } Memory;
 int nvmlDeviceGetMemoryInfo(void *device, Memory *out) {
     ASK_OF(device);
-    out->total = (unsigned long long)number(index_of(device), "memory_mib", 143771) << 20;
+    out->total = (unsigned long long)number(index_of(device), key_of(device, "memory_mib"), 143771) << 20;
     out->used = (unsigned long long)number(index_of(device), "memory_used_mib", 0) << 20;
     out->free = out->total - out->used;
     return SUCCESS;
 }
 
 typedef struct { char bus_id_legacy[16]; unsigned domain, bus, device, device_id, subsystem_id; char bus_id[32]; } Pci;
-int nvmlDeviceGetPciInfo_v3(void *device, Pci *out) {
-    ASK_OF(device);
+static int pci_of(int gpu, Pci *out) {
     memset(out, 0, sizeof *out);
-    out->bus = (unsigned)number(index_of(device), "pci_bus", index_of(device) + 1);
+    out->bus = (unsigned)number(gpu, "pci_bus", gpu + 1);
     snprintf(out->bus_id_legacy, sizeof out->bus_id_legacy, "0000:%02X:00.0", out->bus & 0xff);
     snprintf(out->bus_id, sizeof out->bus_id, "00000000:%02X:00.0", out->bus & 0xff);
+    return SUCCESS;
+}
+int nvmlDeviceGetPciInfo_v3(void *device, Pci *out) { ASK_OF(device); return pci_of(index_of(device), out); }
+
+int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) {
+    ASK_OF(device);
+    const char *said = text(index_of(device), "compute_capability");
+    if (sscanf(said ? said : "9.0", "%d.%d", major, minor) != 2) return NOT_SUPPORTED;
+    return SUCCESS;
+}
+
+int nvmlDeviceGetMemoryAffinity(void *device, unsigned words, unsigned long *out, unsigned scope) {
+    ASK_OF(device);
+    (void)scope;
+    int node = (int)number(index_of(device), "numa", 0);
+    if (node < 0) return NOT_SUPPORTED;
+    if (words <= (unsigned)node / 64) return INSUFFICIENT_SIZE;
+    memset(out, 0, words * sizeof *out);
+    out[node / 64] = 1ul << node % 64;
+    return SUCCESS;
+}
+
+enum { P2P_OK = 0, P2P_NOT_SUPPORTED = 5 };
+int nvmlDeviceGetP2PStatus(void *device, void *other, unsigned index, unsigned *out) {
+    ASK_OF(device);
+    ASK_OF(other);
+    (void)index;
+    double own = number(index_of(device), "island", -1);
+    *out = own >= 0 && own == number(index_of(other), "island", -1) ? P2P_OK : P2P_NOT_SUPPORTED;
     return SUCCESS;
 }
 
@@ -329,6 +442,21 @@ PAIR(nvmlDeviceGetEccMode, "ecc", 1, "ecc_pending", number(gpu, "ecc", 1), 1)
 PAIR(nvmlDeviceGetMigMode, "mig", 0, "mig_pending", number(gpu, "mig", 0), 1)
 PAIR(nvmlDeviceGetPowerManagementLimitConstraints, "min_power_limit_w", 200, "max_power_limit_w", 700, 1e3)
 
+int nvmlDeviceSetPowerManagementLimit(void *device, unsigned limit_mw) {
+    ASK_OF(device);
+    double least_w = number(index_of(device), "min_power_limit_w", 200), most_w = number(index_of(device), "max_power_limit_w", 700);
+    if (limit_mw < least_w * 1e3 || limit_mw > most_w * 1e3) return INVALID_ARGUMENT;
+    keep(index_of(device), "power_limit_w", limit_mw / 1000);
+    return SUCCESS;
+}
+int nvmlDeviceSetGpuLockedClocks(void *device, unsigned least_mhz, unsigned most_mhz) {
+    ASK_OF(device);
+    if (least_mhz > most_mhz) return INVALID_ARGUMENT;
+    keep(index_of(device), "locked_clock_mhz", most_mhz);
+    return SUCCESS;
+}
+int nvmlDeviceResetGpuLockedClocks(void *device) { ASK_OF(device); keep(index_of(device), "locked_clock_mhz", 0); return SUCCESS; }
+
 typedef struct { unsigned gpu, memory; } Utilization;
 int nvmlDeviceGetUtilizationRates(void *device, Utilization *out) {
     ASK_OF(device);
@@ -344,6 +472,8 @@ int nvmlDeviceGetClockInfo(void *device, unsigned type, unsigned *out) {
     ASK_OF(device);
     *out = type == CLOCK_MEMORY ? (unsigned)number(index_of(device), "memory_clock_mhz", 3201)
                                 : (unsigned)number(index_of(device), "clock_mhz", 1980);
+    unsigned locked = (unsigned)number(index_of(device), "locked_clock_mhz", 0);
+    if (locked && type != CLOCK_MEMORY) *out = locked;
     return SUCCESS;
 }
 int nvmlDeviceGetMaxClockInfo(void *device, unsigned type, unsigned *out) {
@@ -525,4 +655,12 @@ int nvmlDeviceGetNvLinkErrorCounter(void *device, unsigned link, unsigned counte
     int code = link_number(device, link, what, 0, &counted);
     *out = (unsigned long long)counted;
     return code;
+}
+int nvmlDeviceGetNvLinkRemotePciInfo_v2(void *device, unsigned link, Pci *out) {
+    double remote = -1;
+    ASK_OF(device);
+    int code = link_number(device, link, "remote", -1, &remote);
+    if (code) return code;
+    if (remote < 0) return NOT_SUPPORTED;
+    return pci_of((int)remote, out);
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 from synthetic_measurements import HEALTHY, NOTHING, measurement, request, steady_power
 
+from autotune.domain.answers import Answer, AnswerTerms, Question, Step
 from autotune.domain.config import EngineConfig
 from autotune.domain.counters import CounterTrace
 from autotune.domain.errors import DevicesBusyError, InputError, InputProblem
@@ -40,9 +41,10 @@ from autotune.domain.power import DevicePower, PowerBasis, PowerTrace, Window
 from autotune.domain.progress import EndedRequests, Progress, Steer, Steering, to_the_end
 from autotune.domain.prompts import RandomTokens
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
-from autotune.domain.space import SearchSpace
+from autotune.domain.space import Branch
 from autotune.domain.study import StudySpec
 from autotune.runs.measure import Planner
+from launchers.options import HOST_WORDS, refuse_words
 
 T = TypeVar("T")
 WINDOW = Window(0.0, 30.0)
@@ -129,17 +131,17 @@ def launch_record(row: TrialRow, measured: LoadCurve, *, node: str = "n1") -> La
 
 
 class FakeSearch:
-    """Goes through a space in order."""
+    """Goes through the branches in order."""
 
-    def __init__(self, space: SearchSpace, base: EngineConfig, tried: Sequence[EngineConfig] = ()) -> None:
-        self._space, self._base = space, base
+    def __init__(self, branches: Sequence[Branch], tried: Sequence[EngineConfig] = ()) -> None:
+        self._branches = branches
         self._tried = {config.key for config in tried}
         self._numbers = itertools.count(len(tried))
         self.open: set[int] = set()
         self.told: dict[int, Outcome] = {}
 
     def ask(self) -> Suggestion | None:
-        configs = (self._space.config_at(self._base, point) for point in self._space.points())
+        configs = itertools.chain.from_iterable(branch.configs() for branch in self._branches)
         fresh = next((config for config in configs if config.key not in self._tried), None)
         return None if fresh is None else self.begin(fresh)
 
@@ -152,6 +154,30 @@ class FakeSearch:
     def tell(self, number: int, outcome: Outcome) -> None:
         self.open.remove(number)
         self.told[number] = outcome
+
+
+class FakeSettings:
+    """Notes what devices were held to, and that they are held to nothing any more."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[tuple[str, ...], int | None, int | None]] = []
+        self.held = 0
+
+    @contextmanager
+    def __call__(
+        self,
+        devices: Sequence[Device],
+        *,
+        allowed: Collection[str],
+        power_limit_w: int | None,
+        graphics_clock_mhz: int | None,
+    ) -> Iterator[None]:
+        self.asked.append((tuple(allowed), power_limit_w, graphics_clock_mhz))
+        self.held += 1
+        try:
+            yield
+        finally:
+            self.held -= 1
 
 
 class FakeCatalog:
@@ -209,7 +235,7 @@ class FakeInventory:
         return self._hardware
 
     @contextmanager
-    def lease(self, among: Hardware, count: int, owner: str) -> Iterator[tuple[Device, ...]]:
+    def lease(self, among: Hardware, count: int, owner: str, group: int = 1) -> Iterator[tuple[Device, ...]]:
         if self._busy:
             raise DevicesBusyError(f"the devices that {owner} wants are held by another")
         self.leased += count
@@ -240,9 +266,9 @@ class FakeEngine:
     def reset_caches(self) -> bool:
         return False
 
-    def evidence(self, stream_error: str = "", *, loading: bool) -> Evidence:
+    def evidence(self, stream_error: str = "", *, loading: bool, stalled: bool = False) -> Evidence:
         phase = Phase.LOADING if loading else Phase.FIRST_REQUEST
-        return Evidence(phase=phase, exit_code=1, log="the log", stream_error=stream_error)
+        return Evidence(phase=phase, exit_code=1, log="the log", stream_error=stream_error, stalled=stalled)
 
 
 @dataclass(frozen=True)
@@ -359,6 +385,43 @@ def _closed_loop(plan: LoadPlan) -> Iterator[RequestRecord]:
         yield record
 
 
+class FakeProbe:
+    """Answers by the prompt alone; ``off_nats`` come off every log-probability, ``garbage`` shifts tokens.
+
+    ``asked`` are (questions, together, whether they were scored) of each call.
+    """
+
+    def __init__(
+        self,
+        *,
+        off_nats: float = 0.0,
+        garbage: bool = False,
+        mute: bool = False,
+        error: Exception | None = None,
+    ) -> None:
+        self._off_nats, self._garbage, self._mute, self._error = off_nats, garbage, mute, error
+        self.asked: list[tuple[int, int, bool]] = []
+
+    def ask(
+        self, endpoint: Endpoint, questions: Sequence[Question], terms: AnswerTerms, cancelled: Cancelled
+    ) -> tuple[Answer, ...]:
+        if self._error is not None:
+            raise self._error
+        if questions:
+            self.asked.append((len(questions), terms.together, questions[0].scored > 0))
+        return tuple(self._answer(question, terms.output_tokens) for question in questions)
+
+    def _answer(self, question: Question, tokens: int) -> Answer:
+        start = sum(question.ids) + (1000 if self._garbage else 0)
+        ids = question.ids[-question.scored :] if question.scored else range(start, start + tokens)
+        own_nats = -0.1 - self._off_nats - (9.0 if self._garbage and question.scored else 0.0)
+        steps = tuple(
+            Step(token, own_nats, ((token, own_nats), (token + 1, own_nats - 3.0))) for token in ids
+        )
+        text = " ".join(map(str, ids))
+        return Answer(text=text, output_tokens=len(ids), steps=() if self._mute else steps)
+
+
 class FakeMeter:
     """100 W on every device, for as long as any test drives load."""
 
@@ -413,7 +476,9 @@ class FakePreflight:
 TRAITS = LauncherTraits(
     engine="fake",
     executable="serve",
-    dimensions=frozenset({"max_num_seqs", "tensor_parallel"}),
+    dimensions=frozenset({"dtype", "kv_cache_dtype", "quantization", "max_num_seqs", "tensor_parallel"})
+    | {"prefill.workers", "decode.workers"}
+    | HOST_WORDS,
     device_kinds=frozenset({DeviceKind.CUDA}),
     parser_probe="",
     counters={},
@@ -429,6 +494,7 @@ class FakeLauncher:
     traits: LauncherTraits = TRAITS
 
     def launch_spec(self, config: EngineConfig, context: LaunchContext) -> LaunchSpec:
+        refuse_words("fake", config, self.traits.dimensions)
         argv = (str(context.environment.executable), context.model, "--port", "{port:engine}", *context.args)
         process = ProcessSpec(role="engine", argv=argv, env=context.env, devices=context.devices)
         return LaunchSpec(processes=(process,), serving_role="engine", served_model=context.model)

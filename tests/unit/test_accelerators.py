@@ -32,9 +32,10 @@ TABLE = read_accelerators()
         ("AMD Instinct MI355X VF", "MI355X", 2.09),
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000 Server Edition", 0.975),
         ("nvidia  h200 ", "H200 SXM", 1.37),
+        ("h200 sxm", "H200 SXM", 1.37),
     ],
 )
-def test_a_device_finds_its_constants_by_the_name_its_driver_gives(
+def test_a_device_finds_its_constants_by_the_name_its_driver_gives_or_their_own(
     reported: str, name: str, all_in_kw: float
 ) -> None:
     found = TABLE.find(reported)

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import fakes
 import numpy as np
 import optuna
 import pytest
@@ -16,13 +17,14 @@ from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from synthetic_measurements import HEALTHY, request, steady_power
 
 from autotune.adapters.archive import ArtifactArchive
+from autotune.domain.answers import Answer, Question, Step
 from autotune.domain.config import EngineConfig
 from autotune.domain.counters import CounterTrace
 from autotune.domain.errors import InputError
 from autotune.domain.launch import Failure, FailureClass, Phase
 from autotune.domain.level import Level
 from autotune.domain.measurement import ClientHealth, Measurement, RequestRecord, RequestTable, WindowEnd
-from autotune.domain.node import DeviceHealth, NodeState, XidCount
+from autotune.domain.node import DeviceHealth, XidCount
 from autotune.domain.power import (
     Conditions,
     DevicePower,
@@ -31,6 +33,17 @@ from autotune.domain.power import (
     PowerTrace,
     Slowdown,
     Window,
+)
+from autotune.domain.quality import (
+    Interview,
+    Measure,
+    Precision,
+    QualityFigure,
+    QualityState,
+    QualityVerdict,
+    Reading,
+    ReferenceAnswers,
+    Setting,
 )
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.scoring import score_curve
@@ -119,18 +132,45 @@ def host_power() -> PowerTrace:
     )
 
 
-NODE = NodeState(
-    node="n1",
-    boot_id="b",
-    kernel="6.1",
-    cores=2,
+NODE = replace(
+    fakes.NODE,
     load_1min=0.5,
     busy_share=0.1,
-    steal_share=0.0,
-    memory_available_bytes=1 << 30,
     devices=(DeviceHealth(uid="gpu-0", temperature_c=41.0, mig=False),),
     xids=(XidCount("0000:3b:00", 79, 1, 12.5),),
     idle_power_w=70.5,
+)
+PRECISION = Precision(
+    checkpoint="some/model", weights="int8", activations="auto", kv_cache="fp8", build="fake 1", other=("-a",)
+)
+VERDICT = QualityVerdict(
+    state=QualityState.FAILED,
+    precision=PRECISION,
+    judged_in=0,
+    reference=0,
+    figures=(
+        QualityFigure(
+            setting=Setting.LONG, measure=Measure.HIGH, value=float("inf"), own=0.1 + 0.2, threshold=0.9
+        ),
+    ),
+    reasons=("so far",),
+    known="4 of 4",
+)
+ANSWER = Answer(
+    text="naïve \u2028 text",
+    output_tokens=2,
+    # An id and a text of the same digits are different tokens.
+    steps=(Step(7, -0.1 - 0.2, ((7, -0.3), (8, -9999.0))), Step("7", -1 / 3, (("7", -1 / 3), ("8", -2.0)))),
+    problem="HTTP 500",
+)
+ANSWERS = ReferenceAnswers(
+    number=0,
+    precision=PRECISION,
+    questions=(Question((1, 2), (("user", "one"),)),),
+    scored_questions=(Question((1, 2, 7), scored=1),),
+    long_questions=(Question(tuple(range(100))),),
+    answers=Interview(alone=(ANSWER,), scored_alone=(ANSWER, ANSWER)),
+    own=(Reading(Setting.TOGETHER, Measure.KL, 1e-9),),
 )
 FULL = LaunchRecord(
     study="small",
@@ -152,6 +192,8 @@ FULL = LaunchRecord(
     device="NVIDIA H200",
     before=NODE,
     after=replace(NODE, xids=None, devices=()),
+    quality=VERDICT,
+    answers=ANSWERS,
 )
 
 
@@ -206,6 +248,7 @@ def test_a_record_is_read_as_it_was_saved(shelf: Shelf) -> None:
     [
         replace(FULL, curve=()),
         replace(FULL, curve=(), failure=None, before=None, after=None),
+        replace(FULL, quality=None, answers=None),
         replace(FULL, failure=replace(FULL.failure, exit_code=None)) if FULL.failure else FULL,
         replace(FULL, curve=(level(Level("chat", rate_rps=1.0), []),)),
         replace(FULL, curve=(level(Level("chat", rate_rps=1.0), [NEVER_SENT]),)),
@@ -215,6 +258,7 @@ def test_a_record_is_read_as_it_was_saved(shelf: Shelf) -> None:
     ids=[
         "no levels",
         "no levels and no failure",
+        "nothing of quality",
         "no exit code",
         "no requests",
         "no chunks",

@@ -131,6 +131,6 @@ def test_tables_of_a_later_version_are_not_touched(url: str, sql: SqlCatalog) ->
         connection.execute(sa.text(f"UPDATE autotune_schema SET version = {SCHEMA_VERSION + 1}"))
     engine.dispose()
     with pytest.raises(
-        InputError, match=f"version {SCHEMA_VERSION + 1}, this package reads up to {SCHEMA_VERSION}"
+        InputError, match=f"version {SCHEMA_VERSION + 1}, this package reads {SCHEMA_VERSION}"
     ):
         SqlCatalog(url)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,14 @@ from autotune.domain.accelerators import AcceleratorTable
 from autotune.domain.config import EngineConfig
 from autotune.domain.document import recommendation_document, studies_document, trials_document
 from autotune.domain.power import PowerBasis
+from autotune.domain.quality import (
+    Measure,
+    Precision,
+    QualityFigure,
+    QualityState,
+    QualityVerdict,
+    Setting,
+)
 from autotune.domain.recommendation import Candidate, ledger_for, recommend
 from autotune.domain.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
 from autotune.domain.study import StudySpec
@@ -77,6 +86,8 @@ def test_an_answer_has_its_configuration_its_command_and_its_figures() -> None:
     assert fast["attainment"] == 1.0
     assert fast["attainment_interval"][1] == pytest.approx(1.0)
     assert fast["launches"] == 2
+    assert fast["quality"]["state"] == "not judged"
+    assert fast["quality"]["precision"]["weights"] == "as stored"
 
 
 def test_the_defaults_stand_beside_it_with_the_same_figures() -> None:
@@ -145,6 +156,35 @@ def test_energy_that_was_not_measured_is_null_and_not_zero() -> None:
     assert fast["goodput_tok_per_s"] > 0
 
 
+def test_the_verdict_on_quality_stands_beside_the_figures() -> None:
+    verdict = QualityVerdict(
+        state=QualityState.PASSED,
+        precision=Precision.of("some/model", EngineConfig(engine="fake", quantization="int8"), "fake 1"),
+        judged_in=1,
+        reference=0,
+        figures=(
+            QualityFigure(setting=Setting.ALONE, measure=Measure.MEAN, value=0.02, own=0.001, threshold=0.05),
+            QualityFigure(setting=Setting.LONG, measure=Measure.HIGH, value=math.inf, own=0.0, threshold=0.5),
+        ),
+        known="4 of 4 known prompts",
+    )
+    fast, _ = slas([ALL[0], replace(ALL[1], launch=replace(ALL[1].launch, quality=verdict))])
+    assert fast["quality"]["state"] == "passed"
+    assert (fast["quality"]["judged_in"], fast["quality"]["reference"]) == (1, 0)
+    assert fast["quality"]["precision"]["weights"] == "int8"
+    assert fast["quality"]["known_prompts"] == "4 of 4 known prompts"
+    assert fast["quality"]["figures"][0] == {
+        "setting": "alone",
+        "measure": "mean log-probability difference",
+        "unit": "nats",
+        "value": 0.02,
+        "reference_against_itself": 0.001,
+        "at_most": 0.05,
+        "passed": True,
+    }
+    assert (fast["quality"]["figures"][1]["value"], fast["quality"]["figures"][1]["passed"]) == (None, False)
+
+
 def test_trials_tell_what_became_of_each() -> None:
     rows = [
         TrialRow(
@@ -157,6 +197,7 @@ def test_trials_tell_what_became_of_each() -> None:
             failure_class="out of memory",
             failure_line="the line",
             log_path="/logs/engine.log",
+            quality="passed",
         )
     ]
     document = json.loads(json.dumps(trials_document("small", rows)))
@@ -177,6 +218,7 @@ def test_trials_tell_what_became_of_each() -> None:
                 "load_s": 0.0,
                 "total_s": 0.0,
                 "objectives": {},
+                "quality": "passed",
             }
         ],
     }

@@ -18,11 +18,14 @@ from fakes import (
     FakeLauncher,
     FakeMeter,
     FakePreflight,
+    FakeProbe,
+    FakeSettings,
     never,
     planner,
     study_spec,
 )
 
+from autotune.domain.answers import NoAnswerError
 from autotune.domain.config import EngineConfig
 from autotune.domain.counters import CounterTrace
 from autotune.domain.errors import BenchError, DevicesBusyError, StudyCancelledError
@@ -31,10 +34,12 @@ from autotune.domain.launch import EngineDiedError, Evidence, FailureClass, Phas
 from autotune.domain.level import Level
 from autotune.domain.measurement import WindowEnd
 from autotune.domain.node import DeviceHealth, NodeState
+from autotune.domain.quality import QualityState, ReferenceAnswers
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec
 from autotune.runs import measure
 from autotune.runs.launch import Bench, LaunchTask, run_launch
+from autotune.runs.quality import NOTHING_KNOWN, QualityKnown
 
 QUICK = {
     "warmup": "1s",
@@ -62,8 +67,10 @@ class Parts:
         busy: bool = False,
         counted: CounterTrace | None = None,
         preflight: FakePreflight | None = None,
+        probe: FakeProbe | None = None,
     ) -> None:
-        self.preflight = preflight or FakePreflight()
+        self.probe = probe or FakeProbe()
+        self.preflight, self.settings = preflight or FakePreflight(), FakeSettings()
         self.driver, self.host = driver or FakeDriver(), FakeHost(error, counted=counted)
         self.inventory, self.launcher = FakeInventory(busy=busy), FakeLauncher(failure_class)
         self.events = Events()
@@ -76,17 +83,21 @@ class Parts:
         must_hold: tuple[str, ...] = (),
         study: StudySpec | None = None,
         start: NodeState | None = None,
+        purpose: Purpose = Purpose.SEARCH,
+        known: QualityKnown = NOTHING_KNOWN,
+        **words: object,
     ) -> LaunchRecord:
         study = study or study_spec(measurement=QUICK)
         task = LaunchTask(
             study=study,
             number=7,
-            purpose=Purpose.FINAL if levels else Purpose.SEARCH,
-            config=EngineConfig(engine="fake", tensor_parallel=2),
+            purpose=Purpose.FINAL if levels else purpose,
+            config=EngineConfig.model_validate({"engine": "fake", "tensor_parallel": 2, **words}),
             workdir=tmp_path,
             levels=levels,
             must_hold=must_hold,
             start=start,
+            known=known,
         )
         bench = Bench(
             launcher=self.launcher,
@@ -95,20 +106,41 @@ class Parts:
             inventory=self.inventory,
             host=self.host,
             driver=self.driver,
+            probe=self.probe,
             meter=FakeMeter(),
             beside=(),
             preflight=self.preflight,
+            settings=self.settings,
             plan=planner(study),
             versions={"fake": "1"},
         )
         try:
             return run_launch(task, bench, self.events, never)
         finally:
-            assert (self.host.running, self.inventory.leased) == (0, 0), "something was left running or held"
+            left = (self.host.running, self.inventory.leased, self.settings.held)
+            assert left == (0, 0, 0), "something was left running or held"
 
     @property
     def phases(self) -> list[Phase]:
         return [event.phase for event in self.events.of(PhaseChanged)]
+
+
+def test_settings_of_the_gpus_are_held_for_the_launch_as_far_as_the_study_allows(tmp_path: Path) -> None:
+    parts = Parts()
+    study = study_spec(measurement=QUICK, hardware={"allow": ["power_limit"]})
+    assert parts.run(tmp_path, study=study, power_limit_w=400).failure is None
+    assert parts.settings.asked == [(("power_limit",), 400, None)]
+
+
+def test_what_the_pools_of_a_launch_took_is_read_from_their_logs(tmp_path: Path) -> None:
+    (tmp_path / "decode-0.log").write_text("The Mooncake Transfer Engine is using tcp as its protocol.\n")
+    parts = Parts()
+    words = {"tensor_parallel": 1, "prefill.workers": 1, "decode.workers": 1}
+    record = parts.run(tmp_path, **words)
+    assert record.transport is not None
+    assert record.transport.kind == "tcp"
+    assert [notice for notice in parts.events.of(Notice) if "TCP" in notice.text]
+    assert Parts().run(tmp_path).transport is None
 
 
 def test_a_sound_launch_is_measured_closed_loop_first_then_at_offered_rates(tmp_path: Path) -> None:
@@ -350,3 +382,138 @@ def test_devices_held_by_another_stop_the_launch_before_it_starts(tmp_path: Path
 def test_a_wish_to_stop_passes_through(tmp_path: Path) -> None:
     with pytest.raises(StudyCancelledError):
         Parts(error=StudyCancelledError("stopped")).run(tmp_path)
+
+
+# --- quality
+
+GATED = {"context_length": 4096}
+"""Room for a long prompt."""
+
+
+def gated(gate: str = "required") -> StudySpec:
+    return study_spec(measurement=QUICK, requirements=GATED, quality={"gate": gate})
+
+
+def learned(tmp_path: Path) -> ReferenceAnswers:
+    """What the launch of the defaults leaves for others to be judged by."""
+    record = Parts().run(tmp_path, study=gated(), purpose=Purpose.DEFAULTS)
+    assert record.answers is not None
+    return record.answers
+
+
+def test_every_launch_answers_known_prompts_before_it_is_measured(tmp_path: Path) -> None:
+    parts = Parts()
+    record = parts.run(tmp_path)
+    assert parts.probe.asked == [(4, 4, False)]
+    assert record.quality is not None
+    assert record.quality.state is QualityState.NOT_JUDGED
+    assert record.quality.reasons == ("no reference has answered",)
+    assert record.quality.known.startswith("4 known prompts answered")
+    assert record.curve
+
+
+def test_the_first_reference_is_asked_everything_twice_and_its_answers_are_kept(tmp_path: Path) -> None:
+    parts = Parts()
+    record = parts.run(tmp_path, study=gated(), purpose=Purpose.DEFAULTS)
+    once, together = [(16, 1, False), (16, 1, True), (1, 1, False)], [(16, 16, False), (16, 16, True)]
+    assert parts.probe.asked[0] == (4, 4, False)
+    assert sorted(parts.probe.asked[1:]) == sorted(2 * once + together)
+    assert record.answers is not None
+    assert (record.answers.number, len(record.answers.questions)) == (7, 16)
+    assert record.answers.long_questions[0].ids > ()
+    assert record.quality is not None
+    assert record.quality.state is QualityState.PASSED
+    assert record.quality.figures
+
+
+def test_configurations_of_the_references_precision_pass_and_still_answer(tmp_path: Path) -> None:
+    parts = Parts()
+    record = parts.run(tmp_path, study=gated(), known=QualityKnown(reference=learned(tmp_path)))
+    assert parts.probe.asked == [(4, 4, False)]
+    assert record.answers is None
+    assert record.quality is not None
+    assert record.quality.state is QualityState.PASSED
+    assert record.quality.known == "4 of 4 known prompts as by trial 7, within 0.5 nats"
+
+
+@pytest.mark.parametrize(("off_nats", "state"), [(0.01, QualityState.PASSED), (0.2, QualityState.FAILED)])
+def test_another_precision_is_judged_once_and_the_verdict_kept(
+    tmp_path: Path, off_nats: float, state: QualityState
+) -> None:
+    known = QualityKnown(reference=learned(tmp_path))
+    parts = Parts(probe=FakeProbe(off_nats=off_nats))
+    record = parts.run(tmp_path, study=gated(), known=known, kv_cache_dtype="fp8")
+    assert len(parts.probe.asked) == 6
+    assert record.quality is not None
+    assert record.quality.state is state
+    assert record.curve, "a failed gate says what it would have brought"
+
+    again = Parts(probe=FakeProbe(off_nats=off_nats))
+    later = again.run(
+        tmp_path,
+        study=gated(),
+        known=replace(known, verdicts=(record.quality,)),
+        kv_cache_dtype="fp8",
+        max_num_seqs=4,
+    )
+    assert again.probe.asked == [(4, 4, False)]
+    assert later.quality == record.quality
+
+
+def test_with_the_gate_off_known_prompts_alone_are_asked(tmp_path: Path) -> None:
+    parts = Parts()
+    record = parts.run(tmp_path, study=gated("off"), purpose=Purpose.DEFAULTS)
+    assert parts.probe.asked == [(4, 4, False), (4, 1, False), (4, 1, False), (4, 16, False)]
+    known = QualityKnown(reference=record.answers)
+    parts = Parts()
+    other = parts.run(tmp_path, study=gated("off"), known=known, kv_cache_dtype="fp8")
+    assert parts.probe.asked == [(4, 4, False)]
+    assert other.quality is not None
+    assert (other.quality.state, other.quality.reasons) == (QualityState.NOT_JUDGED, ("the gate is off",))
+
+
+def test_garbage_is_a_failure_of_the_configuration_and_is_not_measured(tmp_path: Path) -> None:
+    known = QualityKnown(reference=learned(tmp_path))
+    parts = Parts(probe=FakeProbe(garbage=True))
+    record = parts.run(tmp_path, study=gated(), known=known)
+    assert record.failure is not None
+    assert record.failure.failure_class is FailureClass.WRONG_OUTPUT
+    assert record.failure.reaction == "infeasible"
+    assert "4 of 4 known prompts are answered otherwise than by trial 7" in record.failure.line
+    assert record.curve == ()
+    assert record.command
+    assert parts.events.of(LevelStarted) == []
+
+
+def test_an_endpoint_without_log_probabilities_is_judged_by_text(tmp_path: Path) -> None:
+    mute = Parts(probe=FakeProbe(mute=True)).run(tmp_path, study=gated(), purpose=Purpose.DEFAULTS)
+    known = QualityKnown(reference=mute.answers)
+    same = Parts(probe=FakeProbe(mute=True)).run(tmp_path, study=gated(), known=known, dtype="float16")
+    assert same.quality is not None
+    assert same.quality.state is QualityState.PASSED
+    assert "compared by text alone" in same.quality.reasons[-1]
+    assert "by text alone" in same.quality.known
+    other = Parts(probe=FakeProbe(mute=True, garbage=True)).run(tmp_path, study=gated(), known=known)
+    assert other.failure is not None
+    assert other.failure.failure_class is FailureClass.WRONG_OUTPUT
+
+
+def test_an_engine_that_stops_answering_is_classified_by_its_launcher(tmp_path: Path) -> None:
+    parts = Parts(
+        probe=FakeProbe(error=NoAnswerError("/v1/completions: timed out")), failure_class=FailureClass.STALLED
+    )
+    record = parts.run(tmp_path)
+    assert record.failure is not None
+    assert record.failure.failure_class is FailureClass.STALLED
+    assert parts.launcher.seen[0].stream_error == "/v1/completions: timed out"
+
+
+def test_known_prompts_are_the_same_for_every_launch_of_a_study_and_no_others(tmp_path: Path) -> None:
+    first, second = learned(tmp_path), learned(tmp_path)
+    assert first.questions == second.questions
+    assert len({q.ids for q in first.questions}) == 16
+    assert {len(q.ids) for q in first.questions} == {128}
+    assert len(first.long_questions[0].ids) == 4096 - 32 - 64
+    other = Parts().run(tmp_path, study=gated().model_copy(update={"seed": 1}), purpose=Purpose.DEFAULTS)
+    assert other.answers is not None
+    assert other.answers.questions != first.questions

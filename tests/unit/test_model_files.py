@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from autotune.adapters.model_files import ModelFiles
+from autotune.adapters.synthetic_model import make_tiny_model
 from autotune.domain.errors import InputError
+from autotune.domain.weights import parameters
 
 
 def _put(directory: Path, layers: int) -> Path:
@@ -80,6 +82,11 @@ def test_a_path_that_leads_nowhere_is_the_users_to_mend(tmp_path: Path, name: st
         (lambda path: path.write_bytes(b"\xff\xfe"), "is damaged"),
         (lambda path: path.write_text('{"num_hidden_layers": "many"}'), "is damaged"),
         (lambda path: path.write_text('{"num_hidden_layers": [4]}'), "is damaged"),
+        (
+            lambda path: path.write_text('{"num_hidden_layers": 4, "moe_layer_freq": [1], "num_experts": 2}'),
+            "is damaged",
+        ),
+        (lambda path: path.write_text('{"quantization_config": "fp8"}'), "is damaged"),
         (lambda path: path.write_text("[]"), "does not describe a model"),
         (lambda path: path.write_text('{"text_config": "x"}'), "does not describe a model"),
     ],
@@ -106,3 +113,82 @@ def test_a_models_tokenizer_is_found_in_its_folder_and_in_the_cache(tmp_path: Pa
     files = ModelFiles({"HF_HUB_CACHE": str(tmp_path / "hub")})
     assert files.tokenizer("some/model") == snapshot / "tokenizer.json"
     assert files.tokenizer("other/model") is None
+
+
+def _safetensors(path: Path, tensors: dict[str, tuple[str, list[int], int]]) -> None:
+    """Write a file's header, its tensors left out: nobody reads these here."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    for name, (dtype, sides, size) in tensors.items():
+        header[name] = {"dtype": dtype, "shape": sides, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+
+
+def test_weights_are_counted_by_dtype_over_the_files_that_the_index_names(tmp_path: Path) -> None:
+    folder = _put(tmp_path / "model", 2)
+    _safetensors(folder / "a.safetensors", {"model.layers.0.mlp.weight": ("BF16", [3, 4], 24)})
+    _safetensors(
+        folder / "b.safetensors",
+        {
+            "model.layers.1.mlp.weight": ("F8_E4M3", [10], 10),
+            "model.layers.2.mlp.weight": ("F8_E4M3", [6], 6),
+            "mtp.norm.weight": ("F32", [2], 8),
+            "scale": ("F32", [], 4),
+        },
+    )
+    files = ModelFiles({})
+    assert files.weights(str(folder)) is None  # no index, and no file by the usual name
+    placed = {"model.layers.0.mlp.weight": "a.safetensors", "scale": "b.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    stored = files.weights(str(folder))
+    assert stored is not None
+    assert stored.bytes_by_dtype == {"BF16": 24, "F8_E4M3": 16, "F32": 12}
+    assert stored.numbers_by_dtype == {"BF16": 12, "F8_E4M3": 16, "F32": 3}
+    assert stored.draft_bytes == 6 + 8
+    assert stored.total_bytes == 52
+    (folder / "a.safetensors").unlink()
+    assert files.weights(str(folder)) is None
+
+
+def test_a_made_models_files_hold_what_its_shape_says(tmp_path: Path) -> None:
+    for moe in (False, True):
+        folder = tmp_path / str(moe)
+        make_tiny_model(folder, moe=moe)
+        shape, stored = ModelFiles({}).shape(str(folder)), ModelFiles({}).weights(str(folder))
+        assert shape is not None
+        assert stored is not None
+        assert parameters(shape) == pytest.approx(sum(stored.numbers_by_dtype.values()), rel=1e-3)
+
+
+@pytest.mark.parametrize("content", [b"", b"GGUF", (1 << 62).to_bytes(8, "little"), b"\x02\0\0\0\0\0\0\0[]"])
+def test_a_file_that_is_no_safetensors_file_is_named(tmp_path: Path, content: bytes) -> None:
+    folder = _put(tmp_path / "model", 2)
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match="no safetensors file"):
+        ModelFiles({}).weights(str(folder))
+
+
+def test_of_a_model_that_is_not_at_hand_there_are_no_weights(tmp_path: Path) -> None:
+    files = ModelFiles({"HF_HUB_CACHE": str(tmp_path)})
+    assert files.weights("org/name") is None
+    assert files.weights(str(_put(tmp_path / "model", 2))) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "method"),
+    [
+        ("hf_quant_config.json", {"quantization": {"quant_algo": "NVFP4"}}, "nvfp4"),
+        ("quantize_config.json", {"bits": 4, "group_size": 128, "quant_method": "gptq"}, "gptq"),
+    ],
+)
+def test_quantisation_is_found_beside_the_config(
+    tmp_path: Path, name: str, content: dict[str, object], method: str
+) -> None:
+    folder = _put(tmp_path / "model", 2)
+    (folder / name).write_text(json.dumps(content))
+    shape = ModelFiles({}).shape(str(folder))
+    assert shape is not None
+    assert shape.quantization is not None
+    assert shape.quantization.method == method

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.domain.load_plan import LoadPlan, PlannedRequest
-from autotune.domain.pacing import Agenda, conversations, share_out
+from autotune.domain.pacing import Agenda, conversations, share_out, shares
 from autotune.domain.prompts import RandomTokens, Segment
 
 PROMPTS = RandomTokens(vocab_size=5000, seed=1)
@@ -118,7 +118,7 @@ def test_nothing_is_due_after_a_stop() -> None:
 
 @given(plans(), st.integers(1, 6))
 def test_sharing_out_loses_nothing_and_keeps_conversations_whole(plan: LoadPlan, clients: int) -> None:
-    parts = share_out(plan, clients)
+    parts = share_out(plan, shares(plan, clients))
     assert len(parts) == min(clients, plan.concurrency or clients)
     if plan.concurrency is not None:
         slots = [part.concurrency or 0 for part in parts]

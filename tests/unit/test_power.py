@@ -133,5 +133,5 @@ def test_blocks_meet_end_to_end() -> None:
     assert [(b.start_s, b.end_s) for b in blocks] == [(3, 4), (4, 5), (5, 6), (6, 7)]
 
 
-def test_only_a_models_joules_do_not_rank() -> None:
-    assert {basis for basis in PowerBasis if not basis.ranks} == {PowerBasis.ESTIMATED}
+def test_joules_that_are_a_models_or_unknown_do_not_rank() -> None:
+    assert {basis for basis in PowerBasis if not basis.ranks} == {PowerBasis.ESTIMATED, PowerBasis.NONE}

@@ -11,6 +11,7 @@ from fakes import curve, launch_record, study_spec
 from autotune.domain.accelerators import AcceleratorTable
 from autotune.domain.config import EngineConfig
 from autotune.domain.measurement import LoadCurve
+from autotune.domain.quality import Precision, QualityState, QualityVerdict
 from autotune.domain.recommendation import (
     Candidate,
     Recommendation,
@@ -295,3 +296,56 @@ def test_the_ledger_of_a_standing_has_its_devices_and_what_they_drew_at_rest() -
     assert found is not None
     ledger = ledger_for(found, STUDY, AcceleratorTable(accelerators=()))
     assert (ledger.devices, ledger.idle_share) == (1, pytest.approx(0.2))
+
+
+class TestQuality:
+    """What failed the gate never wins; what was not judged wins only with the reference's precision."""
+
+    DEFAULTS = candidate(0, 200.0, purpose=Purpose.DEFAULTS, final_watts=200.0)
+    DECENT = candidate(1, 150.0, final_watts=150.0)
+
+    @staticmethod
+    def frugal(state: QualityState, **words: object) -> Candidate:
+        """Far better than all others."""
+        found = candidate(2, 50.0, final_watts=50.0)
+        config = EngineConfig.model_validate({"engine": "fake", "max_num_seqs": 3, **words})
+        verdict = QualityVerdict(
+            state=state,
+            precision=Precision.of("some/model", config, "fake"),
+            judged_in=2,
+            reasons=("KL alone: 0.4",),
+        )
+        return replace(found, launch=replace(found.launch, config=config, quality=verdict))
+
+    @pytest.mark.parametrize(
+        ("state", "words", "wins"),
+        [
+            (QualityState.PASSED, {"kv_cache_dtype": "fp8"}, True),
+            (QualityState.FAILED, {"kv_cache_dtype": "fp8"}, False),
+            (QualityState.NOT_JUDGED, {"kv_cache_dtype": "fp8"}, False),
+            (QualityState.NOT_JUDGED, {}, True),
+        ],
+    )
+    def test_quality_decides_who_may_win(
+        self, state: QualityState, words: dict[str, object], wins: bool
+    ) -> None:
+        candidates = [self.DEFAULTS, self.DECENT, self.frugal(state, **words)]
+        found = recommend(STUDY, FAST, candidates)
+        assert winner(found) == (2 if wins else 1)
+        assert ("trial 2 was passed over" in found.reason) == (not wins)
+        assert (2 in numbers(finalists(STUDY, candidates))) == wins
+
+    def test_who_was_passed_over_is_told_with_the_figure(self) -> None:
+        found = recommend(STUDY, FAST, [self.DEFAULTS, self.frugal(QualityState.FAILED)])
+        assert found.reason == "trial 2 was passed over: failed the quality gate in trial 2: KL alone: 0.4"
+
+    def test_where_nothing_else_met_the_sla_the_answer_is_withheld_with_that_reason(self) -> None:
+        found = recommend(STUDY, FAST, [hopeless(0, Purpose.DEFAULTS), self.frugal(QualityState.FAILED)])
+        assert winner(found) is None
+        assert found.reason.startswith("trial 2 was passed over")
+
+    @pytest.mark.parametrize("gate", ["report", "off"])
+    def test_a_gate_that_is_not_required_bars_nobody(self, gate: str) -> None:
+        study = study_spec(quality={"gate": gate})
+        found = recommend(study, FAST, [self.DEFAULTS, self.DECENT, self.frugal(QualityState.FAILED)])
+        assert (winner(found), found.reason) == (2, "")

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from autotune.adapters.optuna_search import FEASIBILITY, OptunaSearch, open_study
 from autotune.domain.config import EngineConfig
 from autotune.domain.ports import Outcome, Search
-from autotune.domain.space import SearchSpace
+from autotune.domain.space import Branch, SearchSpace
 
 BASE = EngineConfig(engine="fake", context_length=2048)
 SMALL = SearchSpace.model_validate(
@@ -33,7 +33,8 @@ OBJECTIVES = Outcome(objectives=(1.5, 0.0))
 INFEASIBLE = Outcome(objectives=(0.0, 0.0), feasible=False)
 NOT_JUDGED = Outcome(objectives=(), scored=False)
 
-Make = Callable[[SearchSpace], Search]
+Make = Callable[..., Search]
+"""Makes a search over branches; a space alone is that of BASE."""
 
 
 def optuna_study(storage: BaseStorage | None = None) -> optuna.Study:
@@ -42,9 +43,13 @@ def optuna_study(storage: BaseStorage | None = None) -> optuna.Study:
 
 
 def optuna_search(
-    study: optuna.Study, space: SearchSpace = SMALL, known: Mapping[int, Outcome] | None = None
+    study: optuna.Study, *parts: SearchSpace | Branch, known: Mapping[int, Outcome] | None = None
 ) -> OptunaSearch:
-    return OptunaSearch(study, space, BASE, known=known or {})
+    return OptunaSearch(study, branches(*(parts or (SMALL,))), known=known or {})
+
+
+def branches(*parts: SearchSpace | Branch) -> list[Branch]:
+    return [part if isinstance(part, Branch) else Branch(BASE, part) for part in parts]
 
 
 def sqlite(folder: Path) -> BaseStorage:
@@ -55,11 +60,11 @@ def sqlite(folder: Path) -> BaseStorage:
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     match request.param:
         case "fake":
-            return lambda space: FakeSearch(space, BASE)
+            return lambda *parts: FakeSearch(branches(*parts))
         case "memory":
-            return lambda space: optuna_search(optuna_study(), space)
+            return lambda *parts: optuna_search(optuna_study(), *parts)
         case _:
-            return lambda space: optuna_search(optuna_study(sqlite(tmp_path)), space)
+            return lambda *parts: optuna_search(optuna_study(sqlite(tmp_path)), *parts)
 
 
 def exhaust(search: Search, outcome: Outcome = OBJECTIVES) -> list[EngineConfig]:
@@ -76,6 +81,17 @@ def test_every_configuration_is_suggested_once_and_then_none(make: Make, outcome
     configs = exhaust(make(SMALL), outcome)
     expected = [SMALL.config_at(BASE, point).key for point in SMALL.points()]
     assert sorted(config.key for config in configs) == sorted(expected)
+
+
+def test_each_engine_has_its_own_space_and_words(make: Make) -> None:
+    other = Branch(
+        EngineConfig(engine="other", context_length=4096),
+        SearchSpace.model_validate({"dimensions": {"max_num_seqs": ["default", 16, 32]}}),
+    )
+    configs = exhaust(make(SMALL, other))
+    assert len({config.key for config in configs}) == len(configs) == 6 + 3
+    assert {c.max_num_seqs for c in configs if c.engine == "other"} == {None, 16, 32}
+    assert {(c.engine, c.context_length) for c in configs} == {("fake", 2048), ("other", 4096)}
 
 
 def test_conditions_are_respected(make: Make) -> None:
@@ -198,7 +214,7 @@ def test_the_configuration_is_stored_with_its_trial() -> None:
     study = optuna_study()
     suggestion = optuna_search(study).begin(BASE.replaced({"max_num_seqs": 8}))
     stored = json.loads(trial_of(study, suggestion.number).user_attrs["configuration"])
-    assert stored == {"max_num_seqs": 8, "context_length": 2048}
+    assert stored == {"engine": "fake", "max_num_seqs": 8, "context_length": 2048}
 
 
 def test_another_process_goes_on_where_the_first_stopped(tmp_path: Path) -> None:

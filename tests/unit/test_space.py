@@ -154,7 +154,7 @@ def test_a_doubling_range_ends_within_a_factor_of_two(low: int, more: int) -> No
         ({"extra_args": ["--fast"]}, ("dimensions", "extra_args"), "not permitted"),
         ({"max_num_seqs": [4, 0]}, ("dimensions", "max_num_seqs"), "greater than 0"),
         ({"memory_fraction": [0.9, 1.5]}, ("dimensions", "memory_fraction"), "less than or equal to 1"),
-        ({"speculation": ["medusa"]}, ("dimensions", "speculation"), "'none' or 'ngram'"),
+        ({"speculation": ["medusa"]}, ("dimensions", "speculation"), "'none', 'ngram'"),
         (
             {"chunked_prefill": ["no"]},
             ("dimensions", "chunked_prefill"),
@@ -194,3 +194,14 @@ def test_an_empty_dimension_is_refused(dimension: object, says: str) -> None:
     ((loc, message),) = complaints({"max_num_seqs": dimension})
     assert loc[:2] == ("dimensions", "max_num_seqs")
     assert says in message
+
+
+def test_a_condition_may_name_several_values() -> None:
+    when = {"speculation": ["ngram", "mtp"]}
+    several = space(
+        {"speculation": [DEFAULT, "ngram", "mtp"], "speculative_tokens": {"choices": [2, 4], "when": when}}
+    )
+    found = [(p["speculation"], p.get("speculative_tokens")) for p in several.points()]
+    assert found == [(DEFAULT, None), ("ngram", 2), ("ngram", 4), ("mtp", 2), ("mtp", 4)]
+    with pytest.raises(ValidationError, match="no earlier dimension speculation can be 'eagle'"):
+        space({"speculation": ["ngram"], "block_size": {"choices": [16], "when": {"speculation": ["eagle"]}}})

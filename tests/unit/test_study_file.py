@@ -223,7 +223,13 @@ MISTAKES = [
     # Shapes.
     ("- name: fast\n    slos:\n      ttft: 200ms", "- fast", 11, "slas.0: is no mapping", "key: value"),
     ("try_first:\n  - max_num_seqs: 8", "try_first: max", 27, "try_first: is no list", "[a, b]"),
-    ("- name: vllm", "- name: sglang\n  - name: vllm", 2, "engines: has 2 items", "leave 1"),
+    (
+        "- name: vllm",
+        "- name: vllm\n  - name: vllm",
+        4,
+        "engines.1.name: 'vllm' is the name of another",
+        "apart",
+    ),
     # Spaces.
     (
         "low: 2",
@@ -265,7 +271,7 @@ MISTAKES = [
         "speculation: [default, ngram]",
         "speculation: [default, ngram, medusa]",
         21,
-        "space.dimensions.speculation: should be 'none' or 'ngram', not 'medusa'",
+        "space.dimensions.speculation: should be 'none', 'ngram', ",
         SCHEMA,
     ),
     (

@@ -26,6 +26,12 @@ from autotune.domain.events import Drifted, Incumbent, LaunchEnded, LaunchStarte
 from autotune.domain.feasibility import Setting
 from autotune.domain.launch import Failure, FailureClass, Phase
 from autotune.domain.measurement import LoadCurve
+from autotune.domain.quality import (
+    Interview,
+    QualityState,
+    QualityVerdict,
+    ReferenceAnswers,
+)
 from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
 from autotune.domain.study import StudySpec
 from autotune.runs import study as study_module
@@ -76,7 +82,7 @@ class Bench:
         self.study, self.launch, self.baseline = study, launch, baseline
         self.clock = clock or FakeClock()
         self.catalog, self.archive, self.events = FakeCatalog(), FakeArchive(), Events()
-        self.search = FakeSearch(study.space, study.default_config())
+        self.search = FakeSearch(study.branches)
         self.orders: list[LaunchOrder] = []
         self.tmp_path = tmp_path
 
@@ -103,7 +109,7 @@ class Bench:
         rows = settle_interrupted(self.catalog, self.study.name)
         # As many numbers as rows are taken; the search knows every configuration that was judged.
         tried = [row.config for row in rows]
-        self.search = FakeSearch(self.study.space, self.study.default_config(), tried)
+        self.search = FakeSearch(self.study.branches, tried)
         self.orders = []
         self.run()
 
@@ -225,7 +231,7 @@ def test_accelerator_hours_count_every_device(tmp_path: Path, clock: FakeClock) 
     bench = Bench(study, tmp_path, clock=clock)
     bench.run()
     # Ten device-minutes are five launches of a minute on two devices.
-    held_h = sum(order.suggestion.config.ranks for order in bench.orders) * LAUNCH_S / 3600
+    held_h = sum(order.suggestion.config.devices for order in bench.orders) * LAUNCH_S / 3600
     assert held_h <= 10 / 60
     assert [purpose for purpose, _ in bench.launched] == ["defaults", "search", "search", "final", "final"]
 
@@ -542,3 +548,76 @@ def test_what_the_search_learns_is_corrected_for_drift(tmp_path: Path) -> None:
     after = [number for number, (purpose, _) in enumerate(told.launched) if purpose == "search"][2]
     plain, mended = (b.rows[after].objectives["fast"] for b in (told, corrected))
     assert mended == pytest.approx(2 * plain, rel=0.01)
+
+
+# --- quality
+
+PRECISIONS = {"dimensions": {"max_num_seqs": ["default", 4], "kv_cache_dtype": ["default", "fp8"]}}
+
+
+def judged(order: LaunchOrder) -> LaunchRecord:
+    """fp8 draws least and fails the gate; the defaults are what it is judged by."""
+    config = order.suggestion.config
+    done = record(order, measured=curve((4.0, 5.0), watts=50.0) if config.kv_cache_dtype else None)
+    failed_before = [v for v in order.known.verdicts if v.precision == done.precision]
+    verdict = QualityVerdict(
+        state=QualityState.FAILED if config.kv_cache_dtype else QualityState.PASSED,
+        precision=done.precision,
+        judged_in=failed_before[0].judged_in if failed_before else order.suggestion.number,
+        reasons=("KL alone: 0.4",) if config.kv_cache_dtype else (),
+    )
+    answers = None
+    if order.purpose is Purpose.DEFAULTS and order.known.reference is None:
+        answers = ReferenceAnswers(
+            number=order.suggestion.number, precision=done.precision, questions=(), answers=Interview()
+        )
+    return replace(done, quality=verdict, answers=answers)
+
+
+def test_launches_know_the_references_answers_and_the_verdicts_so_far(tmp_path: Path) -> None:
+    bench = Bench(study_spec(space=PRECISIONS, budget={"launches": 20}), tmp_path, judged)
+    bench.run()
+    first, *later = bench.orders
+    assert (first.known.reference, first.known.verdicts) == (None, ())
+    assert {order.known.reference.number for order in later if order.known.reference} == {0}
+    assert all(order.known.reference for order in later)
+    last = {v.precision.kv_cache: v.state for v in later[-1].known.verdicts}
+    assert last == {"auto": QualityState.PASSED, "fp8": QualityState.FAILED}
+
+
+def test_what_failed_the_gate_is_worth_nothing_and_its_precision_is_not_launched_again(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(study_spec(space=PRECISIONS, budget={"launches": 20}), tmp_path, judged)
+    bench.run()
+    first = bench.row(kv_cache_dtype="fp8")
+    assert (first.state, first.quality) == (TrialState.MEASURED, "failed")
+    assert dict(first.objectives) == {"fast": 0.0, "slow": 0.0}
+    assert bench.search.told[first.number].feasible
+    second = bench.row(max_num_seqs=4, kv_cache_dtype="fp8")
+    assert second.state is TrialState.REJECTED
+    assert (
+        second.failure_line == f"its precision failed the quality gate in trial {first.number}: KL alone: 0.4"
+    )
+    assert not any(event.config.kv_cache_dtype for event in bench.events.of(Incumbent))
+    finals = [order.suggestion.config for order in bench.orders if order.purpose is Purpose.FINAL]
+    assert finals
+    assert not any(config.kv_cache_dtype for config in finals)
+
+
+def test_where_the_gate_only_reports_everything_is_launched_and_counts(tmp_path: Path) -> None:
+    study = study_spec(space=PRECISIONS, budget={"launches": 20}, quality={"gate": "report"})
+    bench = Bench(study, tmp_path, judged)
+    bench.run()
+    assert bench.row(kv_cache_dtype="fp8").objectives["fast"] > 0
+    assert bench.row(max_num_seqs=4, kv_cache_dtype="fp8").state is TrialState.MEASURED
+
+
+def test_resume_goes_on_with_the_same_reference_and_verdicts(tmp_path: Path) -> None:
+    bench = Bench(study_spec(space=PRECISIONS, budget={"launches": 3}), tmp_path, judged)
+    bench.run()
+    bench.study = study_spec(space=PRECISIONS, budget={"launches": 20})
+    bench.resume()
+    assert bench.orders[0].known.reference == bench.archive.records["small", 0].answers
+    assert bench.orders[0].known.reference is not None
+    assert bench.orders[0].known.verdicts[0].judged_in == 0

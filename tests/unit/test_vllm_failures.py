@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -42,7 +43,10 @@ EXPECTED = {
         FailureClass.KV_CACHE_TOO_SMALL,
         "ValueError: To serve at least one request with the model's max seq len (4096),",
     ),
-    "kv_larger_than_memory": (FailureClass.OUT_OF_MEMORY, "ValueError: Available memory on node 0"),
+    "kv_larger_than_memory": (
+        FailureClass.OUT_OF_MEMORY_PROFILING,
+        "ValueError: Available memory on node 0",
+    ),
     "awq": (FailureClass.UNSUPPORTED_QUANTIZATION, "Value error, Cannot find the config file for awq"),
     "fp8": (FailureClass.UNSUPPORTED_QUANTIZATION, "RuntimeError: _C::static_scaled_fp8_quant() "),
     "unknown_quantization": (
@@ -60,6 +64,21 @@ EXPECTED = {
         "AssertionError: assert self.intermediate_tensors is not None",
     ),
     "moe_tp2_ep_first_request": (FailureClass.DIED_AT_FIRST_REQUEST, "!!!!!!! Segfault encountered !!!!!!!"),
+    "host_memory": (FailureClass.HOST_MEMORY, "[28032.871205] oom-kill:constraint=CONSTRAINT_MEMCG"),
+    "no_network_interface": (
+        FailureClass.COMMUNICATION,
+        "RuntimeError: [enforce fail at /__w/pytorch/pytorch/third_party/gloo/gloo/transport/",
+    ),
+    "no_compiler": (
+        FailureClass.COMPILATION,
+        "torch._inductor.exc.InductorError: InvalidCxxCompiler: No working C++ compiler found",
+    ),
+    "disk_full": (
+        FailureClass.DISK_FULL,
+        "torch._inductor.exc.InductorError: OSError: [Errno 28] No space left on device",
+    ),
+    "core_killed": (FailureClass.DIED_UNDER_LOAD, "AsyncLLM output_handler failed."),
+    "core_stopped": (FailureClass.STALLED, ""),
     "healthy": (FailureClass.UNRECOGNISED, ""),
 }  # fmt: skip
 
@@ -68,17 +87,9 @@ def log(name: str) -> str:
     return (LOGS / f"{name}.log").read_text()
 
 
-def classify(
-    text: str,
-    *,
-    phase: Phase = Phase.STARTING,
-    exit_code: int | None = 1,
-    stream_error: str = "",
-    timed_out: bool = False,
-) -> Failure:
-    return LAUNCHER.classify_failure(
-        Evidence(phase=phase, exit_code=exit_code, log=text, stream_error=stream_error, timed_out=timed_out)
-    )
+def classify(text: str, *, phase: Phase = Phase.STARTING, exit_code: int | None = 1, **more: Any) -> Failure:
+    evidence = Evidence(phase=phase, exit_code=exit_code, log=text, **more)
+    return LAUNCHER.classify_failure(evidence)
 
 
 def recorded(name: str, text: str) -> Failure:
@@ -88,6 +99,8 @@ def recorded(name: str, text: str) -> Failure:
         phase=Phase(entry["phase"]),
         exit_code=entry["exit_code"],
         stream_error=entry["stream_error"],
+        stalled=entry.get("stalled", False),
+        kernel_log=(LOGS / entry["kernel_log"]).read_text() if "kernel_log" in entry else "",
     )
 
 
@@ -181,12 +194,12 @@ ENDING = (
         # v1/worker/gpu_model_runner.py
         (
             "RuntimeError: CUDA out of memory occurred when warming up sampler with 1024 dummy",
-            FailureClass.OUT_OF_MEMORY,
+            FailureClass.OUT_OF_MEMORY_PROFILING,
         ),
         # v1/worker/utils.py
         (
             "ValueError: Free memory on device cuda:0 (3.1/79.1 GiB) on startup is less than desired",
-            FailureClass.OUT_OF_MEMORY,
+            FailureClass.OUT_OF_MEMORY_LOADING,
         ),
         # v1/core/kv_cache_utils.py
         (
@@ -214,8 +227,9 @@ ENDING = (
             FailureClass.UNSUPPORTED_COMBINATION,
         ),
         # distributed/device_communicators/pynccl_wrapper.py
-        ("RuntimeError: NCCL error: unhandled system error", FailureClass.UNRECOGNISED),
-        ("ImportError: libcuda.so.1: cannot open shared object file", FailureClass.UNRECOGNISED),
+        ("RuntimeError: NCCL error: unhandled system error", FailureClass.COMMUNICATION),
+        ("ImportError: libcuda.so.1: cannot open shared object file", FailureClass.DRIVER),
+        ("KeyError: 'layers.0.ffn.experts.w13_input_scale'", FailureClass.UNRECOGNISED),
     ],
 )
 def test_failures_known_from_source_are_understood(message: str, failure_class: FailureClass) -> None:
@@ -258,7 +272,7 @@ def test_causes_of_a_failed_start_are_not_looked_for_later() -> None:
 @pytest.mark.parametrize("phase", [Phase.FIRST_REQUEST, Phase.LOADING])
 def test_want_of_memory_is_told_whenever_it_shows(phase: Phase) -> None:
     text = ENDING % f"{CORE}torch.OutOfMemoryError: CUDA out of memory."
-    assert classify(text, phase=phase).failure_class is FailureClass.OUT_OF_MEMORY
+    assert classify(text, phase=phase).failure_class is FailureClass.OUT_OF_MEMORY_SERVING
 
 
 def test_without_an_exception_the_first_logged_error_is_shown() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,14 @@ def flags_of(config: EngineConfig) -> tuple[str, ...]:
 
 
 COUNTS = (
-    *("tensor_parallel", "pipeline_parallel", "data_parallel", "block_size", "context_length"),
-    "max_num_seqs",
+    *("pipeline_parallel", "block_size", "context_length", "max_num_seqs"),
+    *("power_limit_w", "graphics_clock_mhz"),
 )
-SWITCHES = ("expert_parallel", "chunked_prefill", "prefix_caching", "lora", "eager")
+SWITCHES = ("expert_parallel", "chunked_prefill", "prefix_caching", "lora")
+NAMES = (
+    *("dtype", "kv_cache_dtype", "tool_parser", "scheduling_policy"),
+    *("attention_backend", "moe_backend", "all2all_backend"),
+)
 names = st.from_regex(r"[a-z][a-z0-9_]{0,9}", fullmatch=True)
 counts = st.integers(1, 10**6)
 words: st.SearchStrategy[dict[str, object]] = st.fixed_dictionaries(
@@ -75,13 +80,43 @@ words: st.SearchStrategy[dict[str, object]] = st.fixed_dictionaries(
         # Never below the sequences or the context, which the scheduler refuses.
         "max_num_batched_tokens": st.integers(10**6, 10**7),
         **dict.fromkeys(SWITCHES, st.booleans()),
-        **dict.fromkeys(("dtype", "kv_cache_dtype", "tool_parser"), names),
+        **dict.fromkeys(NAMES, names),
         "quantization": names.filter(lambda name: name != "none"),
         "memory_fraction": st.floats(0, 1, exclude_min=True),
     },
 )
-speculation: st.SearchStrategy[dict[str, object]] = st.just({}) | st.fixed_dictionaries(
-    {"speculation": st.just("ngram"), "speculative_tokens": counts}, optional={"prompt_lookup_max": counts}
+speculation: st.SearchStrategy[dict[str, object]] = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries(
+        {"speculation": st.just("ngram"), "speculative_tokens": counts},
+        optional={"prompt_lookup_max": counts},
+    ),
+    st.fixed_dictionaries(
+        {
+            "speculation": st.sampled_from(["draft_model", "eagle", "eagle3"]),
+            "speculative_tokens": counts,
+            "speculative_model": names,
+        }
+    ),
+    st.fixed_dictionaries(
+        {"speculation": st.just("mtp")}, optional={"speculative_tokens": counts, "speculative_model": names}
+    ),
+)
+graphs: st.SearchStrategy[dict[str, object]] = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({"eager": st.just(True)}, optional={"graph_capture": st.just(False)}),
+    st.fixed_dictionaries(
+        {}, optional={"compilation": st.booleans(), "graph_capture": st.booleans(), "eager": st.just(False)}
+    ),
+    st.fixed_dictionaries(
+        {"graph_max_batch": counts}, optional={"compilation": st.booleans(), "graph_capture": st.just(True)}
+    ),
+)
+parallel: st.SearchStrategy[dict[str, object]] = st.one_of(
+    st.fixed_dictionaries({}, optional={"tensor_parallel": counts, "data_parallel": counts}),
+    st.builds(
+        lambda split, times: {"tensor_parallel": split * times, "context_parallel": split}, counts, counts
+    ),
 )
 
 
@@ -93,23 +128,51 @@ speculation: st.SearchStrategy[dict[str, object]] = st.just({}) | st.fixed_dicti
             "without chunked_prefill max_num_batched_tokens 512 must hold context_length 2048",
         ),
         ({"max_num_batched_tokens": 16, "max_num_seqs": 32}, "16 is below max_num_seqs 32"),
+        (
+            {"tensor_parallel": 4, "context_parallel": 3},
+            "context_parallel 3 does not divide tensor_parallel 4",
+        ),
+        ({"context_parallel": 2}, "context_parallel 2 does not divide tensor_parallel 1"),
+        ({"dp_attention": True}, "dp_attention needs data_parallel above 1"),
+        ({"eager": True, "graph_capture": True}, "eager excludes"),
+        ({"eager": True, "compilation": True}, "eager excludes"),
+        ({"eager": True, "graph_max_batch": 8}, "eager excludes"),
+        ({"graph_capture": False, "graph_max_batch": 8}, "graph_max_batch needs graph_capture"),
     ],
 )
-def test_what_the_scheduler_refuses_is_refused_on_paper(words: dict[str, object], why: str) -> None:
+def test_what_the_engine_always_refuses_or_overrides_is_refused_on_paper(
+    words: dict[str, object], why: str
+) -> None:
     with pytest.raises(InfeasibleConfigError, match=why):
         LAUNCHER.launch_spec(config(**words), context())
 
 
-def test_every_word_of_the_vocabulary_can_be_expressed() -> None:
-    assert LAUNCHER.traits.dimensions == frozenset(SEARCHABLE)
+def test_every_word_of_one_server_can_be_expressed() -> None:
+    other = {word for word in SEARCHABLE if "." in word} | {"kv_transfer", "profile"}
+    assert LAUNCHER.traits.dimensions == frozenset(SEARCHABLE) - other
 
 
-@given(words, speculation)
+@pytest.mark.parametrize("word", ["kv_transfer", "profile", "prefill.workers", "decode.tensor_parallel"])
+def test_words_of_other_engines_are_refused_by_name(word: str) -> None:
+    value: object = 2 if "." in word else "nixl"
+    with pytest.raises(InfeasibleConfigError, match=f"vllm: cannot express {word}"):
+        LAUNCHER.launch_spec(config(**{word: value}), context())
+
+
+# What the host is told, and what data parallelism is anyway, leaves no trace on a command line.
+UNSAID = {"power_limit_w", "graphics_clock_mhz", "dp_attention"}
+
+
+@given(words, speculation, graphs, parallel)
 def test_what_is_launched_reads_back_as_the_same_configuration(
-    some: dict[str, object], speculation: dict[str, object]
+    some: dict[str, object],
+    speculation: dict[str, object],
+    graphs: dict[str, object],
+    parallel: dict[str, object],
 ) -> None:
-    written = config(**some, **speculation)
-    argv = server(written, context(flags={})).argv
+    given = {**some, **speculation, **graphs, **parallel}
+    argv = server(config(**given), context(flags={})).argv
+    written = config(**{word: value for word, value in given.items() if word not in UNSAID})
     assert LAUNCHER.parse_command(shlex.join(argv)) == (written, "some/model")
 
 
@@ -125,6 +188,37 @@ def test_what_is_launched_reads_back_as_the_same_configuration(
         ({"chunked_prefill": True}, "--enable-chunked-prefill"),
         ({"prefix_caching": False}, "--no-enable-prefix-caching"),
         ({"speculation": "none", "quantization": "none"}, ""),
+        ({"power_limit_w": 500, "graphics_clock_mhz": 1500}, ""),
+        ({"data_parallel": 8, "dp_attention": True}, "--data-parallel-size 8"),
+        (
+            {"tensor_parallel": 8, "context_parallel": 4},
+            "--tensor-parallel-size 8 --decode-context-parallel-size 4",
+        ),
+        ({"scheduling_policy": "priority"}, "--scheduling-policy priority"),
+        ({"attention_backend": "FLASHINFER"}, "--attention-backend FLASHINFER"),
+        (
+            {"moe_backend": "deep_gemm", "all2all_backend": "deepep_low_latency"},
+            "--moe-backend deep_gemm --all2all-backend deepep_low_latency",
+        ),
+        ({"graph_max_batch": 256}, "--max-cudagraph-capture-size 256"),
+        (
+            {"graph_capture": True},
+            """--compilation-config '{"cudagraph_mode": "FULL_AND_PIECEWISE"}'""",
+        ),
+        (
+            {"compilation": False, "graph_capture": True},
+            """--compilation-config '{"mode": 0, "cudagraph_mode": "FULL_DECODE_ONLY"}'""",
+        ),
+        (
+            {"compilation": True, "graph_capture": False},
+            """--compilation-config '{"mode": 3, "cudagraph_mode": "NONE"}'""",
+        ),
+        (
+            {"speculation": "eagle3", "speculative_tokens": 3, "speculative_model": "some/draft"},
+            """--speculative-config
+            '{"method": "eagle3", "num_speculative_tokens": 3, "model": "some/draft"}'""",
+        ),
+        ({"speculation": "mtp"}, """--speculative-config '{"method": "mtp"}'"""),
         (
             {"speculation": "ngram", "speculative_tokens": 3, "prompt_lookup_max": 4},
             """--speculative-config
@@ -134,7 +228,7 @@ def test_what_is_launched_reads_back_as_the_same_configuration(
         ({"kv_cache_dtype": "fp8", "block_size": 32}, "--kv-cache-dtype fp8 --block-size 32"),
         ({"memory_fraction": 0.85}, "--gpu-memory-utilization 0.85"),
         ({"context_length": 4096}, "--max-model-len 4096"),
-        ({"lora": True, "eager": True}, "--enable-lora --enforce-eager"),
+        ({"lora": True, "eager": True}, "--enforce-eager --enable-lora"),
         ({"tool_parser": "hermes"}, "--enable-auto-tool-choice --tool-call-parser hermes"),
         ({"eager": False, "extra_args": ("--seed", "3")}, "--no-enforce-eager --seed 3"),
     ],
@@ -157,9 +251,29 @@ def test_the_command_starts_with_the_model_and_ends_with_the_address() -> None:
         ({"kv_cache_dtype": "int3"}, "kv_cache_dtype: --kv-cache-dtype of vllm 0.32.0 cannot be 'int3'"),
         ({"extra_args": ("--no-such-flag", "3")}, "extra_args: vllm 0.32.0 has no flag --no-such-flag"),
         ({"extra_args": ("--dtype=int3",)}, "extra_args: --dtype of vllm 0.32.0 cannot be 'int3'"),
-        ({"speculative_tokens": 3}, "speculative_tokens needs speculation: ngram"),
-        ({"speculation": "none", "prompt_lookup_max": 3}, "prompt_lookup_max needs speculation: ngram"),
+        ({"speculative_tokens": 3}, "speculative_tokens means nothing with speculation: none"),
+        ({"speculation": "none", "prompt_lookup_max": 3}, "prompt_lookup_max means nothing with"),
+        (
+            {
+                "speculation": "eagle",
+                "speculative_tokens": 2,
+                "speculative_model": "d",
+                "prompt_lookup_max": 3,
+            },
+            "prompt_lookup_max means nothing with speculation: eagle",
+        ),
         ({"speculation": "ngram"}, "ngram needs speculative_tokens"),
+        ({"speculation": "draft_model", "speculative_tokens": 2}, "draft_model needs speculative_model"),
+        ({"data_parallel": 2, "dp_attention": False}, "no flag says dp_attention: false"),
+        ({"all2all_backend": "pigeon"}, "all2all_backend: --all2all-backend of vllm 0.32.0 cannot be"),
+        (
+            {"compilation": False, "extra_args": ("--compilation-config", "no JSON")},
+            "extra_args: --compilation-config: no JSON",
+        ),
+        (
+            {"compilation": False, "extra_args": ("-cc.mode", "2")},
+            "extra_args: --compilation-config: mode is said by a word of the configuration too",
+        ),
     ],
 )
 def test_what_the_engine_lacks_is_infeasible(words: dict[str, object], says: str) -> None:
@@ -185,10 +299,51 @@ def test_dotted_and_loosely_spelt_arguments_are_known_to_the_parser() -> None:
     assert server(config(), context(args=args)).argv[3:6] == args
 
 
+@pytest.mark.parametrize("words", [{"graph_capture": True}, {"graph_max_batch": 8}])
+def test_a_cpu_captures_no_graphs(words: dict[str, object]) -> None:
+    with pytest.raises(InfeasibleConfigError, match="CPU build captures no graphs"):
+        LAUNCHER.launch_spec(config(**words), context(DeviceKind.CPU))
+
+
+@pytest.mark.parametrize(
+    ("args", "extra", "merged"),
+    [
+        ((), ("--seed", "1"), {"mode": 0}),
+        (("-cc", '{"backend": "eager"}'), ("--seed", "1"), {"mode": 0, "backend": "eager"}),
+        (("--seed", "1"), ("--compilation-config.backend", "eager"), {"mode": 0, "backend": "eager"}),
+        (
+            ("-cc.pass_config.fuse_norm_quant", "true", "--seed", "1"),
+            ("--compilation_config.pass_config.eliminate_noops=false",),
+            {"mode": 0, "pass_config": {"fuse_norm_quant": True, "eliminate_noops": False}},
+        ),
+        (("--seed", "1"), ("--compilation-config.mode", "0"), {"mode": 0}),
+    ],
+)
+def test_words_join_the_compilation_config_that_the_user_gave(
+    args: tuple[str, ...], extra: tuple[str, ...], merged: dict[str, object]
+) -> None:
+    argv = server(config(compilation=False, extra_args=extra), context(args=args)).argv[3:-4]
+    at = argv.index("--compilation-config")
+    assert json.loads(argv[at + 1]) == merged
+    assert (*argv[:at], *argv[at + 2 :]) == ("--seed", "1")
+
+
+def test_each_installation_has_a_compile_cache_of_its_own() -> None:
+    def root(executable: str, version: str) -> str:
+        environment = replace(context().environment, executable=Path(executable), version=version)
+        return server(config(), replace(context(), environment=environment)).env["VLLM_CACHE_ROOT"]
+
+    roots = {root("/a/bin/vllm", "0.32.0"), root("/b/bin/vllm", "0.32.0"), root("/a/bin/vllm", "0.31.0")}
+    assert len(roots) == 3
+    assert all(path.startswith("~/") for path in roots)
+
+
 def test_one_rank_on_cpu_runs_in_one_process() -> None:
     process = server(config(), context(DeviceKind.CPU))
     assert process.argv[3:5] == ("--distributed-executor-backend", "uni")
-    assert process.env == {
+    env = dict(process.env)
+    assert env.pop("TORCHINDUCTOR_CACHE_DIR").startswith(env.pop("VLLM_CACHE_ROOT"))
+    assert env == {
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
@@ -252,6 +407,15 @@ def test_requests_name_the_model_as_it_is_served(args: tuple[str, ...], served: 
         ("vllm serve m --tool-call-parser hermes", {"extra_args": ("--tool-call-parser", "hermes")}),
         ("""vllm serve m -sc '{"method":"ngram","num_speculative_tokens":3}'""",
          {"speculation": "ngram", "speculative_tokens": 3}),
+        ("""vllm serve m -sc '{"method":"eagle3","model":"d","num_speculative_tokens":3}'""",
+         {"speculation": "eagle3", "speculative_tokens": 3, "speculative_model": "d"}),
+        ("""vllm serve m -dcp 2 -tp 4 -cc '{"mode":3,"cudagraph_mode":"NONE","backend":"eager"}'""",
+         {"tensor_parallel": 4, "context_parallel": 2, "compilation": True, "graph_capture": False,
+          "extra_args": ("--compilation-config", '{"backend": "eager"}')}),
+        ("""vllm serve m -cc '{"mode":1,"cudagraph_mode":"FULL_DECODE_ONLY"}'""",
+         {"extra_args": ("-cc", '{"mode":1,"cudagraph_mode":"FULL_DECODE_ONLY"}')}),
+        ("vllm serve m -cc.mode 1", {"extra_args": ("-cc.mode", "1")}),
+        ("vllm serve m -cc {", {"extra_args": ("-cc", "{")}),
         ("""vllm serve m --speculative-config='{"method":"eagle","model":"d"}'""",
          {"extra_args": ('--speculative-config={"method":"eagle","model":"d"}',)}),
         ("""vllm serve m -sc '{"method":"ngram","num_speculative_tokens":3,"prompt_lookup_min":2}'""",
