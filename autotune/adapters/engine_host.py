@@ -25,7 +25,7 @@ from autotune.adapters.running_engine import (
 from autotune.adapters.runtime_dir import default_runtime_dir
 from autotune.domain.errors import BenchError, StudyCancelledError
 from autotune.domain.launch import EngineDiedError, LaunchSpec, Phase
-from autotune.domain.ports import Cancelled
+from autotune.domain.progress import Cancelled
 
 HEALTH_TIMEOUT_S = 5.0
 PORTS_TIMEOUT_S = 5.0

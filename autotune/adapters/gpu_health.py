@@ -12,7 +12,7 @@ import pynvml
 from autotune.domain.errors import BenchError, StudyCancelledError
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.node import CoolDown, DeviceHealth, NodeState
-from autotune.domain.ports import Cancelled
+from autotune.domain.progress import Cancelled
 
 Answer = TypeVar("Answer")
 

@@ -26,8 +26,8 @@ from autotune.domain.launch import Endpoint
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import ClientHealth, LoadResult, RequestTable
 from autotune.domain.pacing import share_out, shares
-from autotune.domain.ports import Cancelled
 from autotune.domain.progress import (
+    Cancelled,
     EndedRequest,
     EndedRequests,
     Floats,

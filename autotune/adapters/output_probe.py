@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from autotune.domain.answers import Answer, AnswerTerms, NoAnswerError, Question, Step
 from autotune.domain.errors import StudyCancelledError
 from autotune.domain.launch import Endpoint
-from autotune.domain.ports import Cancelled
+from autotune.domain.progress import Cancelled
 
 TOP = 20
 """Likeliest tokens asked for: as many as vLLM gives unless it is told otherwise (`--max-logprobs`)."""

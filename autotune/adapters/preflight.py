@@ -15,7 +15,7 @@ from autotune.adapters.gpu_health import GpuHealth
 from autotune.adapters.kernel_log import read_log
 from autotune.domain.hardware import Device
 from autotune.domain.node import CoolDown, NodeState, XidCount
-from autotune.domain.ports import Cancelled
+from autotune.domain.progress import Cancelled
 
 CPU_SAMPLE_S = 0.5
 """The CPU's shares are means over this long."""

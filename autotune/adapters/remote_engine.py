@@ -19,7 +19,7 @@ from autotune.adapters.engine_counters import CounterSampling, counting, read_co
 from autotune.adapters.openai_requests import authorization
 from autotune.domain.errors import InputError, InputProblem, StudyCancelledError
 from autotune.domain.launch import Endpoint, EngineDiedError, Evidence, LaunchSpec, Phase
-from autotune.domain.ports import Cancelled
+from autotune.domain.progress import Cancelled
 
 MODELS = "/v1/models"
 HEALTH = "/health"

@@ -24,7 +24,7 @@ from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import LoadResult
 from autotune.domain.node import CoolDown, NodeState
 from autotune.domain.power import PowerTrace
-from autotune.domain.progress import Steering, to_the_end
+from autotune.domain.progress import Cancelled, Steering, to_the_end
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
 
 
@@ -263,9 +263,6 @@ class Catalog(Protocol):
     def put_study(self, row: StudyRow) -> None:
         """Insert a study's row, or replace it."""
 
-
-Cancelled = Callable[[], bool]
-"""Turns true when the user asked to stop."""
 
 EventSink = Callable[[Event], None]
 """Takes progress as it happens; must not block."""

@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
+Cancelled = Callable[[], bool]
+"""Turns true when the user asked to stop."""
+
 
 class EndedRequest(NamedTuple):
     """One request that ended, in a few numbers; monotonic seconds, NaN for what never happened."""

@@ -28,7 +28,6 @@ from autotune.domain.level import Level
 from autotune.domain.measurement import LoadCurve, Measurement
 from autotune.domain.node import NodeState, code_of, faults, new_faults, warnings
 from autotune.domain.ports import (
-    Cancelled,
     EngineHost,
     EventSink,
     Inventory,
@@ -41,6 +40,7 @@ from autotune.domain.ports import (
     Settings,
 )
 from autotune.domain.power import mean_power_w
+from autotune.domain.progress import Cancelled
 from autotune.domain.quality import Precision, QualityVerdict, ReferenceAnswers
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec

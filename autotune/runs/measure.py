@@ -17,9 +17,9 @@ from autotune.domain.hardware import Device
 from autotune.domain.level import Level
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import Measurement, RequestTable
-from autotune.domain.ports import Cancelled, EventSink, LoadDriver, PowerMeter, PowerRecording, RunningEngine
+from autotune.domain.ports import EventSink, LoadDriver, PowerMeter, PowerRecording, RunningEngine
 from autotune.domain.power import EnergyVerdict, PowerTrace, Window, energy_in
-from autotune.domain.progress import Progress, Steer
+from autotune.domain.progress import Cancelled, Progress, Steer
 from autotune.domain.prompts import shared_tokens
 from autotune.domain.study import StudySpec
 from autotune.domain.window import Over, Stage, Warming, WindowRules, advance, closed_by_force

@@ -10,7 +10,8 @@ from autotune.domain.answers import Answer, AnswerTerms, Question
 from autotune.domain.judgement import check_known, judge, readings
 from autotune.domain.launch import Endpoint
 from autotune.domain.level import Level
-from autotune.domain.ports import Cancelled, OutputProbe
+from autotune.domain.ports import OutputProbe
+from autotune.domain.progress import Cancelled
 from autotune.domain.prompts import PromptSource, Segment
 from autotune.domain.quality import (
     Interview,

@@ -15,7 +15,8 @@ from autotune.domain.feasibility import Setting, why_infeasible
 from autotune.domain.launch import FailureClass, Reaction
 from autotune.domain.level import Level
 from autotune.domain.node import NodeState
-from autotune.domain.ports import Archive, Cancelled, Catalog, EventSink, Outcome, Search, Suggestion
+from autotune.domain.ports import Archive, Catalog, EventSink, Outcome, Search, Suggestion
+from autotune.domain.progress import Cancelled
 from autotune.domain.recommendation import Candidate, candidates_of, finalists
 from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
 from autotune.domain.scoring import CurveScore, open_levels, score_curve

@@ -25,7 +25,8 @@ from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.events import Notice, StudyStarted
 from autotune.domain.feasibility import Setting
 from autotune.domain.hardware import Hardware
-from autotune.domain.ports import Cancelled, EventSink
+from autotune.domain.ports import EventSink
+from autotune.domain.progress import Cancelled
 from autotune.domain.records import LaunchRecord, StudyRow, StudyStatus, TrialState
 from autotune.domain.study import StudySpec
 from autotune.runs.launch import Bench, LaunchTask, run_launch

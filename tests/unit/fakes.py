@@ -36,9 +36,9 @@ from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import ClientHealth, LoadCurve, LoadResult, RequestRecord, RequestTable
 from autotune.domain.node import CoolDown, NodeState
 from autotune.domain.planning import plan_load
-from autotune.domain.ports import Cancelled, LauncherTraits, Outcome, Suggestion
+from autotune.domain.ports import LauncherTraits, Outcome, Suggestion
 from autotune.domain.power import DevicePower, PowerBasis, PowerTrace, Window
-from autotune.domain.progress import EndedRequests, Progress, Steer, Steering, to_the_end
+from autotune.domain.progress import Cancelled, EndedRequests, Progress, Steer, Steering, to_the_end
 from autotune.domain.prompts import RandomTokens
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
 from autotune.domain.space import Branch
