@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --ed
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help tune test test-unit test-e2e test-long lint bench-overhead bench-load bench-pairs bench-repeats bench-coverage clean prerequisites engine
+.PHONY: help tune test test-unit test-e2e test-long lint parallelism bench-overhead bench-load bench-pairs bench-repeats bench-coverage clean prerequisites engine
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ test-e2e: $(INSTALLED_DEV) engine $(MODELS) ## whole studies on a real engine, m
 test-long: $(INSTALLED_DEV) engine $(MODELS) ## more engines, pools, the quality gate, hangs: half an hour
 	@$(BIN)/autotune engines install transformers
 	@$(BIN)/pytest -m long
+
+parallelism: engine $(MODELS) .models/tiny-dense-int8/config.json ## every parallelism, precision and speculation of vLLM on CPU, measured
+	@$(BIN)/autotune tune search_spaces/parallelism-dense.yaml
+	@$(BIN)/autotune tune search_spaces/parallelism-moe.yaml
 
 lint: $(INSTALLED_DEV) ## style, formatting, types and layers
 	@$(BIN)/ruff check .

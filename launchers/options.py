@@ -144,6 +144,10 @@ HOST_WORDS = frozenset({"power_limit_w", "graphics_clock_mhz"})
 """Words that no engine is told: whoever runs the bench sets them on the GPUs, whatever the engine."""
 
 
+MODEL_WORD = "checkpoint"
+"""The word that is the model itself: whoever writes a launch is given it as its context's model."""
+
+
 def refuse_words(engine: str, config: EngineConfig, dimensions: frozenset[str]) -> None:
     """Raise InfeasibleConfigError naming the words that an engine cannot express: none is ever dropped."""
     known = dimensions | HOST_WORDS | {"extra_args"}

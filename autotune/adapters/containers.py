@@ -61,7 +61,8 @@ class ContainedLauncher:
         container = context.container
         if container is None:
             return spec
-        folders = (context.model,) if Path(context.model).is_dir() else ()
+        named = (context.model, *config.models_named)
+        folders = tuple(dict.fromkeys(model for model in named if Path(model).is_dir()))
         processes = tuple(
             process
             if _is_outside(process, container)

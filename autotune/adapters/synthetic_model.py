@@ -34,24 +34,47 @@ _EXPERT_INTERMEDIATE = 256
 _EXPERTS = 8
 _SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")
 
+_EIGHT_BITS = {"num_bits": 8, "type": "int", "symmetric": True}
+_INT8 = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {**_EIGHT_BITS, "strategy": "channel", "dynamic": False},
+            "input_activations": {**_EIGHT_BITS, "strategy": "token", "dynamic": True},
+        }
+    },
+}
+
+_Stored = NDArray[np.uint16] | NDArray[np.int8] | NDArray[np.float32]
+_STORED_AS = {"<u2": "BF16", "|i1": "I8", "<f4": "F32"}
+"""What safetensors calls the numbers of an array, bfloat16 being kept as its bits."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Recipe:
     moe: bool
     seed: int
+    int8: bool = False
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"generator": _GENERATOR, "moe": self.moe, "seed": self.seed}
+        quantised = {"int8": True} if self.int8 else {}
+        return {"generator": _GENERATOR, "moe": self.moe, "seed": self.seed, **quantised}
 
 
-def make_tiny_model(path: Path, *, moe: bool = False, seed: int = 0) -> bool:
+def make_tiny_model(path: Path, *, moe: bool = False, seed: int = 0, int8: bool = False) -> bool:
     """Write a model of 5 M parameters (mixture of experts: 8 M) in bfloat16; the same seed, the same bytes.
 
+    ``int8``: its linear layers rounded to 8 bits with a scale per output, as compressed-tensors stores them
+    (W8A8: an engine rounds activations per token), so that it is the quantised checkpoint of the other.
     Returns whether it was written: a model of the same recipe that is there already, whole, is kept. Raises
     InputError rather than replace a directory that holds anything else.
     """
-    recipe = _Recipe(moe, seed)
+    recipe = _Recipe(moe, seed, int8)
     if _is_whole(path, recipe):
         return False
     if path.exists() and not _is_replaceable(path):
@@ -92,12 +115,15 @@ def _manifest(path: Path, recipe: _Recipe) -> dict[str, Any]:
 
 def _write(path: Path, recipe: _Recipe) -> None:
     end = {"bos_token_id": 1, "eos_token_id": 2}
-    _write_json(path / "config.json", {**_config(recipe.moe), **end})
+    quantised = {"quantization_config": _INT8} if recipe.int8 else {}
+    _write_json(path / "config.json", {**_config(recipe.moe), **end, **quantised})
     _write_json(path / "generation_config.json", end)
     _write_json(path / "tokenizer_config.json", _tokenizer_config())
     _tokenizer().save(str(path / "tokenizer.json"))
     rng = np.random.default_rng(recipe.seed)
-    weights = {name: _draw(shape, rng) for name, shape in _shapes(recipe.moe)}
+    weights: dict[str, _Stored] = {name: _draw(shape, rng) for name, shape in _shapes(recipe.moe)}
+    if recipe.int8:
+        weights = _rounded(weights)
     _write_safetensors(path / "model.safetensors", weights)
     _write_json(path / _MANIFEST, _manifest(path, recipe))
 
@@ -229,13 +255,27 @@ def _bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     return ((bits + np.uint32(0x7FFF) + ((bits >> 16) & 1)) >> 16).astype("<u2")
 
 
-def _write_safetensors(path: Path, weights: Mapping[str, NDArray[np.uint16]]) -> None:
+def _rounded(weights: Mapping[str, _Stored]) -> dict[str, _Stored]:
+    """The linear layers of the blocks in 8 bits, each with the scale of every output row beside it."""
+    rounded: dict[str, _Stored] = {}
+    for name, bits in weights.items():
+        if not name.endswith("_proj.weight"):
+            rounded[name] = bits
+            continue
+        values = (bits.astype(np.uint32) << 16).view(np.float32)
+        scale = (np.abs(values).max(axis=1, keepdims=True) / 127).astype("<f4")
+        rounded[name] = np.round(values / scale).astype(np.int8)
+        rounded[f"{name}_scale"] = scale
+    return rounded
+
+
+def _write_safetensors(path: Path, weights: Mapping[str, _Stored]) -> None:
     """Write the file format itself: the library's numpy functions know no bfloat16."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, bits in weights.items():
         header[name] = {
-            "dtype": "BF16",
+            "dtype": _STORED_AS[bits.dtype.str],
             "shape": list(bits.shape),
             "data_offsets": [offset, offset + bits.nbytes],
         }

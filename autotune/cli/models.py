@@ -18,6 +18,7 @@ class TinyModel(StrEnum):
 
     DENSE = "tiny-dense"
     MOE = "tiny-moe"
+    DENSE_INT8 = "tiny-dense-int8"
 
 
 @app.callback()
@@ -32,5 +33,7 @@ def make(
     seed: Annotated[int, typer.Option(help="Seed of the weights: the same seed, the same bytes.")] = 0,
 ) -> None:
     """Make a model of 5-8 M parameters with random weights and a tokenizer."""
-    written = make_tiny_model(folder, moe=model is TinyModel.MOE, seed=seed)
+    written = make_tiny_model(
+        folder, moe=model is TinyModel.MOE, seed=seed, int8=model is TinyModel.DENSE_INT8
+    )
     typer.echo(f"{model} {'made' if written else 'is there'}: {folder}")

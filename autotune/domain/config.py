@@ -82,6 +82,9 @@ class EngineConfig(_Shape):
     )
     prompt_lookup_max: PositiveInt | None = Field(None, description="longest n-gram looked up (ngram)")
     dtype: str | None = Field(None, description="precision of activations and unquantised weights")
+    checkpoint: str | None = Field(
+        None, description="the same model as somebody quantised it: a folder, or a name on the hub"
+    )
     quantization: str | None = Field(None, description="weight quantisation; none for none")
     kv_cache_dtype: str | None = Field(None, description="precision of the KV cache")
     attention_backend: str | None = Field(None, description="kernels of the attention layers")
@@ -131,6 +134,11 @@ class EngineConfig(_Shape):
         return sum((pool.workers or 1) * pool.ranks for pool in pools) if pools else self.ranks
 
     @property
+    def models_named(self) -> tuple[str, ...]:
+        """Models that its words name, beside the study's."""
+        return tuple(self.words[word] for word in MODEL_WORDS if word in self.words)
+
+    @property
     def widest_tensor_parallel(self) -> int:
         """Ranks of the largest group that shares layers."""
         return max(
@@ -170,6 +178,9 @@ def _show(word: str, value: Any) -> str:
         return word if value else f"no-{word}"
     return f"{word}={' '.join(value) if isinstance(value, tuple) else value}"
 
+
+MODEL_WORDS = ("checkpoint", "speculative_model")
+"""Words whose values are models: folders, or names on the hub."""
 
 SEARCHABLE = (
     *(name for name in EngineConfig.model_fields if name not in {"engine", "extra_args", *POOLS}),

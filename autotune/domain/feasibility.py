@@ -8,8 +8,8 @@ engine are its launcher's, which refuses in ``launch_spec``. What is only likely
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from autotune.domain.checkpoint import StoredWeights
@@ -22,12 +22,22 @@ from autotune.domain.shape_rules import SHAPE_RULES, ShapeRule, Worker, cuts_til
 from autotune.domain.study import Requirements
 
 
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """What is at hand of a model that configurations name: its config.json, and what its files say."""
+
+    shape: ModelShape | None = None
+    stored: StoredWeights | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
     """What a configuration must fit into; ``model`` is None where its config.json is not at hand.
 
     ``real_text``: every workload's prompts are text that people wrote. ``args`` are the study's own arguments
-    of the engine. ``stored`` is what the checkpoint's files say, where they are at hand.
+    of the engine. ``stored`` is what the checkpoint's files say, where they are at hand. ``named`` are the
+    checkpoints and draft models that configurations name. ``constants`` are those of the memory model, by
+    engine where a launch of the study has shown better ones.
     """
 
     hardware: Hardware
@@ -37,7 +47,21 @@ class Setting:
     real_text: bool = False
     args: tuple[str, ...] = ()
     stored: StoredWeights | None = None
+    named: Mapping[str, KnownModel] = field(default_factory=dict)
     constants: Constants = field(default_factory=Constants)
+    calibrated: Mapping[str, Constants] = field(default_factory=dict)
+
+    def of(self, config: EngineConfig) -> Setting:
+        """The same with the model that a configuration loads, where it has a checkpoint of its own."""
+        if not config.checkpoint:
+            return self
+        loaded = self.named.get(config.checkpoint, KnownModel())
+        return replace(self, model=loaded.shape, stored=loaded.stored)
+
+    def draft(self, config: EngineConfig) -> ModelShape | None:
+        """Shape of the model that proposes tokens, where it is one of its own and at hand."""
+        named = config.speculative_model if config.speculation == "draft_model" else None
+        return self.named.get(named or "", KnownModel()).shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +84,7 @@ CUT_TILES_RUN = 0.5
 
 def refusal(config: EngineConfig, setting: Setting) -> Refusal | None:
     """The first rule that the configuration breaks; None when it breaks none."""
+    setting = setting.of(config)
     broken = ((name, rule(config, setting)) for name, rule in RULES.items())
     return next((Refusal(name, why) for name, why in broken if why), None)
 
@@ -79,6 +104,7 @@ def probability_it_runs(config: EngineConfig, setting: Setting) -> float:
     """
     if refusal(config, setting):
         return 0.0
+    setting = setting.of(config)
     workers: tuple[Worker, ...] = (*config.pools.values(),) or (config,)
     cut = setting.model is not None and any(cuts_tiles(worker, setting.model) for worker in workers)
     return (CUT_TILES_RUN if cut else 1.0) * prod(
@@ -129,6 +155,24 @@ def _speculation(config: EngineConfig, setting: Setting) -> str | None:
     model = setting.model
     if config.speculation == "mtp" and not config.speculative_model and model and not model.draft_layers:
         return "speculation by mtp needs a model with layers that draft, and this one has none"
+    return None
+
+
+def _draft(config: EngineConfig, setting: Setting) -> str | None:
+    """A draft model proposes tokens of the same vocabulary, and its heads are split as the target's are.
+
+    vLLM 0.32 ``SpeculativeConfig._verify_args``.
+    """
+    draft, model, tp = setting.draft(config), setting.model, config.tensor_parallel or 1
+    if draft is None or model is None or family_of(config.engine) != "vllm" or _is_altered(config, setting):
+        return None
+    if draft.vocab_size != model.vocab_size:
+        return (
+            f"{config.speculative_model} proposes from a vocabulary of {draft.vocab_size}, the model's "
+            f"has {model.vocab_size}"
+        )
+    if draft.attention_heads % tp:
+        return f"tensor_parallel {tp} does not divide the {draft.attention_heads} heads of the draft model"
     return None
 
 
@@ -239,7 +283,12 @@ def _memory_needs(config: EngineConfig, setting: Setting) -> Iterator[MemoryNeed
     if setting.model is None or not memory_bytes or family_of(config.engine) == "":
         return
     needs = memory_needs(
-        config, setting.model, memory_bytes, stored=setting.stored, constants=setting.constants
+        config,
+        setting.model,
+        memory_bytes,
+        stored=setting.stored,
+        draft=setting.draft(config),
+        constants=setting.calibrated.get(config.engine, setting.constants),
     )
     yield from needs.values()
 
@@ -270,6 +319,7 @@ RULES: dict[str, Rule] = {
     **{name: _of_shape(rule) for name, rule in SHAPE_RULES.items()},
     "context": _context,
     "speculation": _speculation,
+    "draft": _draft,
     "real-text": _real_text,
     "sampling": _sampling,
     "features": _required_features,

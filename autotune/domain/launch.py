@@ -10,10 +10,11 @@ States of a launch::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
+from autotune.domain.config import EngineConfig
 from autotune.domain.hardware import Device, DeviceKind
 
 
@@ -57,6 +58,10 @@ class LaunchContext:
     container: Container | None = None
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, config: EngineConfig) -> LaunchContext:
+        """The same for a configuration that has a checkpoint of its own: that is its model."""
+        return replace(self, model=config.checkpoint) if config.checkpoint else self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -82,7 +82,7 @@ class Precision:
         """The precision of a configuration of an engine's ``build``, such as ``vllm 0.32.0``."""
         quantization = config.quantization or "none"
         return cls(
-            checkpoint=model,
+            checkpoint=config.checkpoint or model,
             weights="as stored" if quantization == "none" else quantization,
             activations=config.dtype or "auto",
             kv_cache=config.kv_cache_dtype or "auto",

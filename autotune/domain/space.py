@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from autotune.domain.config import EngineConfig, Value, check_words, error_at
+from autotune.domain.config import MODEL_WORDS, EngineConfig, Value, check_words, error_at
 
 DEFAULT = "default"
 """Value of a dimension that leaves the word unset: the engine's own default."""
@@ -182,6 +182,12 @@ class Branch:
     def config_at(self, point: Mapping[str, Value]) -> EngineConfig:
         """The configuration at a point; DEFAULT leaves the base's own word."""
         return self.space.config_at(self.base, point)
+
+    @property
+    def models_named(self) -> frozenset[str]:
+        """Models that its configurations may name, beside the study's."""
+        named = {v for word in MODEL_WORDS if word in self.space.dimensions for v in self.space.choices(word)}
+        return frozenset({*map(str, named - {DEFAULT}), *self.base.models_named})
 
     def configs(self) -> Iterator[EngineConfig]:
         """The configuration of every point, in order; lazily, since there may be millions."""

@@ -230,7 +230,7 @@ class _Launch:
     def _spec(self, devices: tuple[Device, ...]) -> LaunchSpec:
         study = self._task.study
         engine = study.engine(self._task.config.engine)
-        context = engine.context(study.model, self._bench.environment, devices)
+        context = engine.context(study.model, self._bench.environment, devices).of(self._task.config)
         spec = self._bench.launcher.launch_spec(self._task.config, context)
         self._command = "\n".join(shell_commands(spec).values())
         return spec

@@ -144,7 +144,7 @@ def _check(config: EngineConfig, launcher: Launcher, context: LaunchContext, set
         return _Checked(config, None, why)
     try:
         devices = context.devices[: config.devices]
-        return _Checked(config, launcher.launch_spec(config, replace(context, devices=devices)))
+        return _Checked(config, launcher.launch_spec(config, replace(context, devices=devices).of(config)))
     except InfeasibleConfigError as refused:
         return _Checked(config, None, str(refused))
 

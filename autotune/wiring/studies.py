@@ -20,14 +20,15 @@ from autotune.adapters.model_files import ModelFiles
 from autotune.adapters.optuna_search import OptunaSearch, open_study
 from autotune.adapters.study_file import check_against_hardware, read_study
 from autotune.adapters.traffic_files import resolved_paths
-from autotune.domain.config import EngineConfig
+from autotune.domain.config import MODEL_WORDS, EngineConfig
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.events import Notice, StudyStarted
-from autotune.domain.feasibility import Setting
+from autotune.domain.feasibility import KnownModel, Setting
 from autotune.domain.hardware import Hardware
 from autotune.domain.ports import EventSink
 from autotune.domain.progress import Cancelled
 from autotune.domain.records import LaunchRecord, StudyRow, StudyStatus, TrialState
+from autotune.domain.space import DEFAULT
 from autotune.domain.study import StudySpec
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 from autotune.runs.study import LaunchOrder, StudyParts, StudyRun, outcome_of, settle_interrupted
@@ -43,6 +44,7 @@ def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> StudyS
     study = read_study(path, SPACES, overrides)
     workloads = tuple(resolved_paths(w, path.parent) for w in study.workloads)
     study = study.model_copy(update={"model": _resolved_model(study.model, path), "workloads": workloads})
+    study = StudySpec.model_validate(_with_models(study.model_dump(), path))
     _check_endpoints(path, study)
     kind = kind_of([environment_for(engine) for engine in study.engines])
     check_against_hardware(path, study, hardware_for(study, kind))
@@ -60,10 +62,12 @@ def _check_endpoints(path: Path, study: StudySpec) -> None:
 def setting_for(study: StudySpec, hardware: Hardware) -> Setting:
     """What configurations of a study must fit into."""
     files = ModelFiles()
+    named = {model for engine in study.branches for model in engine.models_named}
     return Setting(
         hardware=hardware,
         model=files.shape(study.model),
         stored=files.weights(study.model),
+        named={model: KnownModel(files.shape(model), files.weights(model)) for model in named},
         args=tuple(argument for engine in study.engines for argument in engine.args),
         requirements=study.requirements,
         longest_request_tokens=max(w.longest_tokens for w in study.workloads),
@@ -206,6 +210,25 @@ def _resolved_model(model: str, study_file: Path) -> str:
         remedy = "name a folder with a config.json; `autotune models make tiny-dense DIR` makes a small one"
         raise InputError(InputProblem(str(study_file), f"model: no folder {model!r}", remedy))
     return model
+
+
+def _with_models(part: Any, study_file: Path) -> Any:
+    """Plain data of a study in which every model that a word names is resolved as the study's own is."""
+    if isinstance(part, Mapping):
+        return {
+            key: _each_model(value, study_file) if key in MODEL_WORDS else _with_models(value, study_file)
+            for key, value in part.items()
+        }
+    return [_with_models(each, study_file) for each in part] if isinstance(part, list | tuple) else part
+
+
+def _each_model(value: Any, study_file: Path) -> Any:
+    """A model, a list of them, or a dimension whose choices they are."""
+    if isinstance(value, Mapping):
+        return {**_with_models(value, study_file), "choices": _each_model(value["choices"], study_file)}
+    if isinstance(value, list | tuple):
+        return [_each_model(each, study_file) for each in value]
+    return value if value in {None, DEFAULT} else _resolved_model(value, study_file)
 
 
 def _this_process() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autotune.domain.hardware import DeviceKind
 from autotune.domain.ports import LauncherTraits
-from launchers.options import HOST_WORDS
+from launchers.options import HOST_WORDS, MODEL_WORD
 from launchers.sglang.flags import TABLE
 from launchers.sglang.probes import CONFIG_PROBE, PARSER_PROBE
 
@@ -27,7 +27,7 @@ TRAITS = LauncherTraits(
     engine="sglang",
     executable="sglang",
     dimensions=TABLE.words
-    | {"tensor_parallel", "data_parallel", "dp_attention", "expert_parallel"}
+    | {"tensor_parallel", "data_parallel", "dp_attention", "expert_parallel", MODEL_WORD}
     | HOST_WORDS
     | OF_BATCHING
     | OF_SPECULATION,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autotune.domain.hardware import DeviceKind
 from autotune.domain.ports import LauncherTraits
-from launchers.options import HOST_WORDS
+from launchers.options import HOST_WORDS, MODEL_WORD
 from launchers.trtllm.keys import TABLE, VALUED
 
 # click's own parameters; a flag of two states has a second spelling.
@@ -57,7 +57,7 @@ OF_OPTIONS = (
 TRAITS = LauncherTraits(
     engine="trtllm",
     executable="trtllm-serve",
-    dimensions=OF_OPTIONS | TABLE.words | HOST_WORDS,
+    dimensions=OF_OPTIONS | TABLE.words | HOST_WORDS | {MODEL_WORD},
     device_kinds=frozenset({DeviceKind.CUDA}),
     parser_probe=PARSER_PROBE,
     counters=COUNTERS,

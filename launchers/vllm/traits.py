@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autotune.domain.hardware import DeviceKind
 from autotune.domain.ports import LauncherTraits
-from launchers.options import HOST_WORDS
+from launchers.options import HOST_WORDS, MODEL_WORD
 from launchers.vllm.compilation import COMPILATION_WORDS
 from launchers.vllm.flags import TABLE, TOOL_PARSER_WORD
 from launchers.vllm.probes import CONFIG_PROBE, PARSER_PROBE
@@ -29,7 +29,7 @@ TRAITS = LauncherTraits(
     dimensions=TABLE.words
     | COMPILATION_WORDS
     | HOST_WORDS
-    | {*SPECULATIVE_KEYS, "speculation", TOOL_PARSER_WORD},
+    | {*SPECULATIVE_KEYS, "speculation", TOOL_PARSER_WORD, MODEL_WORD},
     device_kinds=frozenset({DeviceKind.CPU, DeviceKind.CUDA}),
     parser_probe=PARSER_PROBE,
     config_probe=CONFIG_PROBE,

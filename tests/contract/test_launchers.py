@@ -36,7 +36,7 @@ from autotune.domain.launch import (
 )
 from autotune.domain.ports import Launcher
 from autotune.wiring import launchers
-from launchers.options import HOST_WORDS
+from launchers.options import HOST_WORDS, MODEL_WORD
 
 LAUNCHERS: Mapping[str, Launcher] = {**launchers(), "fake": FakeLauncher()}
 
@@ -71,6 +71,7 @@ NAMES: Mapping[str, tuple[Value, ...]] = {
     "kv_transfer": ("nixl",),
     "tool_parser": ("hermes",),
     "profile": ("a-profile",),
+    "checkpoint": ("some/model-fp8",),
 }
 WITHOUT_COMMAND = {"url", "fake"}
 """Engines that have no command line to be read."""
@@ -124,7 +125,7 @@ def context_for(launcher: Launcher, config: EngineConfig) -> LaunchContext:
         ),
         url="http://127.0.0.1:1",
         container=Container(image="registry.example/some/model:1") if is_container else None,
-    )
+    ).of(config)
 
 
 def written(launcher: Launcher, words: Mapping[str, Value]) -> LaunchSpec:
@@ -241,7 +242,7 @@ def test_a_command_line_reads_back_as_what_it_was_written_from(name: str, data: 
     read, model = launcher.parse_command(line)
     assert read.engine == config.engine
     if launcher.traits.executable != "docker":
-        assert model == "some/model"
+        assert model == (config.checkpoint or "some/model")
     said, asked = _meaning(read), _meaning(config)
     assert {word: value for word, value in said.items() if word in asked and asked[word] != value} == {}
     if not any(process.files for process in spec.processes):  # what stands in a file is on no command line
@@ -249,8 +250,9 @@ def test_a_command_line_reads_back_as_what_it_was_written_from(name: str, data: 
 
 
 def _meaning(config: EngineConfig) -> dict[str, Value]:
-    """What an engine is told: pools whole, and no words of the host."""
-    words = {word: value for word, value in config.words.items() if word not in {*HOST_WORDS, "extra_args"}}
+    """What an engine is told: pools whole, no words of the host, and not the one that is the model."""
+    untold = {*HOST_WORDS, MODEL_WORD, "extra_args"}
+    words = {word: value for word, value in config.words.items() if word not in untold}
     for name, pool in config.pools.items():
         for word, value in pool.model_dump(exclude_none=True).items():
             words.pop(word, None)
