@@ -7,13 +7,10 @@ started; 3 the bench broke; 130 and 143 stopped by Ctrl-C or SIGTERM, to be resu
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
@@ -23,15 +20,13 @@ from rich.text import Text
 from autotune import __version__, wiring
 from autotune.adapters.accelerator_constants import read_accelerators
 from autotune.adapters.engine_env import EngineEnvironments
+from autotune.adapters.recommendation_file import form_of, write_file, written
 from autotune.adapters.study_file import SourceFile, read_slas, study_schema
-from autotune.cli import engines, models, render, workload
+from autotune.cli import deploy, engines, models, render, workload
 from autotune.cli.progress import progress
-from autotune.domain.document import (
-    recommendation_document,
-    studies_document,
-    trial_document,
-    trials_document,
-)
+from autotune.cli.stopping import stop_signals
+from autotune.domain.contract import recommendation_schema
+from autotune.domain.document import VALID_DAYS, studies_document, trial_document, trials_document
 from autotune.domain.errors import AutotuneError, InputError, InputProblem, StudyCancelledError
 from autotune.domain.launch import LaunchContext
 from autotune.domain.ledger import Ledger
@@ -55,6 +50,21 @@ app = typer.Typer(
 app.add_typer(engines.app, name="engines")
 app.add_typer(models.app, name="models")
 app.add_typer(workload.app, name="workload")
+deploy.register(app)
+
+RECOMMEND_EXAMPLES = """Examples:
+
+autotune recommend quickstart --sla strict.yaml --json
+
+autotune recommend quickstart -o rec.yaml --peak-rate 40 --daily-curve 0.1,0.3,1,0.6"""
+
+
+class SchemaOf(StrEnum):
+    """Documents that have a JSON Schema."""
+
+    STUDY = "study"
+    RECOMMENDATION = "recommendation"
+
 
 StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study file.")]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", help="A study's name.")]
@@ -94,19 +104,39 @@ def resume(study_name: StudyName, storage: Storage = None, as_json: Json = False
     _run(study.model_copy(update={"storage": storage}) if storage else study, as_json=as_json)
 
 
-@app.command("recommend", epilog="Example: autotune recommend quickstart --sla strict.yaml --json")
-def recommend_command(
+@app.command("recommend", epilog=RECOMMEND_EXAMPLES)
+def recommend_command(  # noqa: PLR0917 - typer's options
     study_name: StudyName,
     sla: Annotated[
         Path | None, typer.Option(help="File with other SLAs, scored from the archive with no engine.")
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the document here: .yaml or .json.")
+    ] = None,
+    peak_rate: deploy.PeakRate = None,
+    daily_curve: deploy.DailyCurve = None,
+    valid_days: deploy.ValidDays = VALID_DAYS,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
     """Recommend a configuration per SLA from what was measured; needs no engine and no accelerator."""
     store = wiring.open_store(storage or wiring.DEFAULT_STORAGE)
-    study, found = _recommendations(store, study_name, read_slas(sla) if sla else None)
-    _print_recommendations(study, found, as_json=as_json)
+    slas = read_slas(sla) if sla else None
+    form = form_of(output) if output else "json"
+    demand = deploy.demand_of(peak_rate, daily_curve)
+    if as_json or output or demand:
+        document = wiring.recommended(store, study_name, slas, demand=demand, valid_days=valid_days)
+        if output:
+            write_file(output, written(document, form))
+        if as_json:
+            render.print_plain(written(document, "json").rstrip())
+            raise typer.Exit(OK if any(each.trial is not None for each in document.slas) else NOTHING)
+    study, found = _recommendations(store, study_name, slas)
+    _print_recommendations(study, found)
+    if demand:
+        render.print_fleets(document)
+    if output:
+        Console(stderr=True).print(f"written to {output}", style="dim")
     raise typer.Exit(OK if any(r.best for r in found) else NOTHING)
 
 
@@ -227,10 +257,12 @@ def _check_workload_files(study_file: Path, study: StudySpec) -> None:
         raise InputError(problems)
 
 
-@app.command(epilog="Example: autotune schema > study.schema.json")
-def schema() -> None:
-    """Print the JSON Schema of study files, for editors and pipelines."""
-    render.print_json(study_schema())
+@app.command(epilog="Examples: autotune schema > study.schema.json · autotune schema recommendation")
+def schema(
+    of: Annotated[SchemaOf, typer.Argument(help="study, or recommendation.")] = SchemaOf.STUDY,
+) -> None:
+    """Print the JSON Schema of study files or of recommendation documents, for editors and pipelines."""
+    render.print_json(study_schema() if of is SchemaOf.STUDY else recommendation_schema())
 
 
 @app.callback()
@@ -258,35 +290,6 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-@dataclass
-class StopRequest:
-    """Turns true once a signal asked to stop; remembers which, for the exit code."""
-
-    signal: int = 0
-
-    def __call__(self) -> bool:
-        """Whether to stop."""
-        return bool(self.signal)
-
-
-@contextmanager
-def stop_signals(console: Console) -> Iterator[StopRequest]:
-    """Turn Ctrl-C and SIGTERM into a request to stop cleanly."""
-    request = StopRequest()
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        if not request.signal:
-            console.print("stopping: the engine is being ended; `autotune resume` goes on from here")
-        request.signal = number
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield request
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _run(study: StudySpec, *, as_json: bool) -> None:
 
     console = Console(stderr=as_json)
@@ -299,7 +302,10 @@ def _run(study: StudySpec, *, as_json: bool) -> None:
             console.print(f"stopped; go on with: autotune resume {study.name}")
             raise typer.Exit(128 + request.signal) from stopped
     study, found = _recommendations(store, study.name)
-    _print_recommendations(study, found, as_json=as_json)
+    if as_json:
+        render.print_plain(written(wiring.recommended(store, study.name), "json").rstrip())
+    else:
+        _print_recommendations(study, found)
     raise typer.Exit(OK if any(r.best for r in found) else NOTHING)
 
 
@@ -310,16 +316,13 @@ def _recommendations(
     return study, tuple(recommend(study, sla, candidates) for sla in slas or study.slas)
 
 
-def _print_recommendations(study: StudySpec, found: tuple[Recommendation, ...], *, as_json: bool) -> None:
+def _print_recommendations(study: StudySpec, found: tuple[Recommendation, ...]) -> None:
     accelerators = read_accelerators()
 
     def ledger(standing: Standing) -> Ledger:
         return ledger_for(standing, study, accelerators)
 
-    if as_json:
-        render.print_json(recommendation_document(study.name, found, ledger))
-    else:
-        render.print_recommendations(render.wide_console(), found, study.default_config(), ledger)
+    render.print_recommendations(render.wide_console(), found, study.default_config(), ledger)
 
 
 def _overrides(

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from autotune.domain.commands import shell_commands
 from autotune.domain.config import EngineConfig
+from autotune.domain.contract import RecommendationDocument
 from autotune.domain.document import Ledgers
 from autotune.domain.ledger import Basis, Figure, Ledger
 from autotune.domain.measurement import Floats, Measurement
@@ -323,6 +324,23 @@ def recipes_markdown(written: Sequence[WrittenRecipe]) -> str:
         for role, command in shell_commands(each.launch).items():
             parts.append(f"```sh\n# {role}\n{command}\n```\n")
     return "\n".join(parts)
+
+
+def print_fleets(document: RecommendationDocument) -> None:
+    """Print for each SLA what a fleet for the demand is made of and draws."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
+    for heading in ("fleet for", "replicas", "N+1", "devices (N+1)", "kWh/day always on", "kWh/day scaled"):
+        table.add_column(heading)
+    for answer in document.slas:
+        if (plan := answer.fleet) is None:
+            table.add_row(answer.name, f"withheld: {answer.fleet_reason}")
+            continue
+        spent = (
+            f"{each.joules_per_day / 3.6e6:.4g}" if each else "-" for each in (plan.always_on, plan.scaled)
+        )
+        counts = (plan.replicas, plan.replicas_n_plus_1, f"{plan.devices} ({plan.devices_n_plus_1})")
+        table.add_row(answer.name, *map(str, counts), *spent)
+    wide_console().print("", table)
 
 
 def print_json(document: Any) -> None:

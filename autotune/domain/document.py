@@ -2,56 +2,77 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import Any
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
 
-from autotune.domain.ledger import Figure, Ledger
-from autotune.domain.recommendation import Recommendation, Standing, quality_of
-from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
-from autotune.domain.scoring import LevelScore
-from autotune.domain.stats import Interval
-
-FIGURES = (
-    "goodput_tok_per_s",
-    "goodput_tok_per_s_interval",
-    "mean_power_w",
-    "power_basis",
-    "power_source",
-    "energy_verdict",
-    "energy_reasons",
-    "tokens_per_joule",
-    "tokens_per_joule_interval",
-    "tok_per_s_per_mw",
-    "attainment",
-    "attainment_interval",
-    "sla_verdict",
-    "requests",
-    "window_s",
-    "ttft_s",
-    "tpot_s",
-    "capacity_rps",
-    "operating_rps",
-    "window_ended",
-    "steady",
-    "launches",
-    "node",
-    "quality",
-    "ledger",
+from autotune.domain.comparison import advantage, runner_up
+from autotune.domain.contract import (
+    Beaten,
+    DeviceFacts,
+    Expiry,
+    Figures,
+    Fingerprint,
+    LoadLimit,
+    Measuring,
+    RecommendationDocument,
+    SlaAnswer,
 )
-"""Keys that are null where figures are withheld."""
+from autotune.domain.contract_parts import ends, ledger_part, level_part, quality_part
+from autotune.domain.deployment import Deployment, public_words
+from autotune.domain.errors import InfeasibleConfigError, InputError
+from autotune.domain.evidence import EvidenceLevel
+from autotune.domain.exports.shell import command_lines
+from autotune.domain.fleet import Demand, FleetPlan, Replica, plan_fleet
+from autotune.domain.ledger import Ledger
+from autotune.domain.measurement import Measurement
+from autotune.domain.power import PowerBasis
+from autotune.domain.recommendation import Candidate, Recommendation, Standing
+from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
+from autotune.domain.scoring import is_same_rate, open_levels, score_level
+from autotune.domain.study import StudySpec
 
+VALID_DAYS = 90
+"""A contract ends by itself: drivers, engines and machines change."""
 
 Ledgers = Callable[[Standing], Ledger]
 """Draws up the ledger of a standing."""
 
+Deploy = Callable[[Candidate], Deployment]
+"""Writes a candidate as a deployment; raises InfeasibleConfigError, InputError with why it cannot."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What a document says beside the figures; ``measured_at`` is ISO 8601, ``demand`` sizes a fleet."""
+
+    ledger: Ledgers
+    deploy: Deploy
+    candidates: Sequence[Candidate] = ()
+    measured_at: str | None = None
+    valid_days: int = VALID_DAYS
+    demand: Demand | None = None
+    model_revision: str | None = None
+
 
 def recommendation_document(
-    study: str, recommendations: Sequence[Recommendation], ledger: Ledgers
-) -> dict[str, Any]:
-    """Per SLA the recommended configuration with its figures, and the defaults' beside it."""
-    return {"study": study, "slas": [_sla(recommendation, ledger) for recommendation in recommendations]}
+    study: StudySpec, recommendations: Sequence[Recommendation], around: Surroundings
+) -> RecommendationDocument:
+    """Per SLA the recommended configuration with its figures, what it beat, and what it depends on."""
+    return RecommendationDocument(
+        study=study.name,
+        measured_at=around.measured_at,
+        measuring=Measuring(
+            workloads=study.workloads,
+            measurement=study.measurement,
+            prices=study.power.prices,
+            environment=next((e.environment for e in study.engines), None),
+            seed=study.seed,
+        ),
+        slas=tuple(_Answer(study, each, around).document() for each in recommendations),
+    )
 
 
 def studies_document(rows: Sequence[StudyRow]) -> dict[str, Any]:
@@ -89,139 +110,215 @@ def trial_document(row: TrialRow) -> dict[str, Any]:
     }
 
 
-def _sla(recommendation: Recommendation, ledger: Ledgers) -> dict[str, Any]:
-    best = recommendation.best
-    return {
-        "name": recommendation.sla.name,
-        "contract": recommendation.sla.describe(),
-        "trial": best.candidate.row.number if best else None,
-        "configuration": best.candidate.row.config.words if best else None,
-        "command": best.candidate.row.command if best else None,
-        **_figures(best, ledger),
-        "reason": recommendation.reason or None,
-        "baseline": _reference(recommendation.defaults, "the engine's defaults", recommendation, ledger),
-        "production": _reference(
-            recommendation.baseline, "production's configuration", recommendation, ledger
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """Writes the answer for one SLA."""
+
+    study: StudySpec
+    found: Recommendation
+    around: Surroundings
+
+    def document(self) -> SlaAnswer:
+        """The whole answer."""
+        found, best, study = self.found, self.found.best, self.study
+        deployment, no_deployment = self._deployment(best)
+        fleet, no_fleet = self._fleet(best)
+        workload = study.workload_of(found.sla)
+        answer = SlaAnswer(
+            name=found.sla.name,
+            contract=found.sla.describe(),
+            sla=found.sla,
+            workload=workload,
+            evidence=EvidenceLevel.RAN if best else None,
+            **self._figures(best),
+            reason=found.reason or None,
+            deployment=deployment,
+            deployment_reason=no_deployment,
+            baseline=self._reference(found.defaults, "the engine's defaults"),
+            production=self._reference(found.baseline, "production's configuration")
+            if found.has_baseline
+            else None,
+            beats=tuple(self._beaten(best)) if best else (),
+            load=self._load(best) if best else None,
+            fleet=fleet,
+            fleet_reason=no_fleet,
+            fingerprint=self._fingerprint(best.launch, workload) if best else None,
+            expires=self._expiry() if best else None,
         )
-        if recommendation.has_baseline
-        else None,
-    }
+        return answer.model_copy(update={"withheld": tuple(_withheld(answer))})
 
+    def _reference(self, standing: Standing | None, who: str) -> Figures:
+        missing = f"{who} met {self.found.sla.name} at no measured load"
+        return Figures(**self._figures(standing), reason=None if standing else missing)
 
-def _reference(
-    standing: Standing | None, who: str, recommendation: Recommendation, ledger: Ledgers
-) -> dict[str, Any]:
-    sla = recommendation.sla.name
-    return {
-        "trial": standing.candidate.row.number if standing else None,
-        "configuration": standing.candidate.row.config.words if standing else None,
-        "command": standing.candidate.row.command if standing else None,
-        **_figures(standing, ledger),
-        "reason": None if standing else f"{who} met {sla} at no measured load",
-    }
+    def _figures(self, standing: Standing | None) -> dict[str, Any]:
+        if standing is None:
+            return {}
+        row, figures = standing.candidate.row, standing.figures
+        deployment, _ = self._deployment(standing)
+        return {
+            "trial": row.number,
+            "engine": row.config.engine,
+            "configuration": public_words(row.config),
+            "command": command_lines(deployment) if deployment else None,
+            **level_part(figures),
+            "capacity_rps": standing.capacity_rps,
+            "operating_rps": figures.rate_rps,
+            "launches": 2 if standing.confirmed else 1,
+            "node": standing.launch.node or None,
+            "quality": quality_part(standing.candidate.launch),
+            "ledger": ledger_part(self.around.ledger(standing)),
+        }
 
+    def _deployment(self, standing: Standing | None) -> tuple[Deployment | None, str | None]:
+        if standing is None:
+            return None, self.found.reason or "nothing is recommended"
+        try:
+            return self.around.deploy(standing.candidate), None
+        except (InfeasibleConfigError, InputError) as refused:
+            return None, str(refused)
 
-def _figures(standing: Standing | None, ledger: Ledgers) -> dict[str, Any]:
-    if standing is None:
-        return dict.fromkeys(FIGURES)
-    figures = standing.figures
-    return {
-        **_level(figures),
-        "capacity_rps": standing.capacity_rps,
-        "operating_rps": figures.rate_rps,
-        "launches": 2 if standing.confirmed else 1,
-        "node": standing.launch.node or None,
-        "quality": quality_document(standing.candidate.launch),
-        "ledger": _ledger(ledger(standing)),
-    }
+    def _beaten(self, best: Standing) -> Iterator[Beaten]:
+        """What the best is compared with, itself left out."""
+        found, study = self.found, self.study
+        yield from self._against("engine defaults", best, found.defaults)
+        if found.has_baseline:
+            yield from self._against("production", best, found.baseline)
+        others = [c for c in self.around.candidates if c.row.number not in self._reference_numbers()]
+        if (second := runner_up(study, found.sla, best, others)) is not None:
+            yield from self._against("runner-up", best, second)
 
+    def _reference_numbers(self) -> set[int]:
+        references = (self.found.defaults, self.found.baseline)
+        return {each.candidate.row.number for each in references if each}
 
-def quality_document(record: LaunchRecord) -> dict[str, Any]:
-    """The verdict on a launch's precision, with its figures; null for what is not finite."""
-    verdict = quality_of(record)
-    precision = asdict(verdict.precision)
-    return {
-        "state": verdict.state,
-        "precision": {**precision, "other": list(verdict.precision.other)},
-        "judged_in": verdict.judged_in,
-        "reference": verdict.reference,
-        "known_prompts": verdict.known or None,
-        "figures": [
+    def _against(
+        self,
+        who: Literal["engine defaults", "production", "runner-up"],
+        best: Standing,
+        other: Standing | None,
+    ) -> Iterator[Beaten]:
+        if other is not None and other.candidate.row.number == best.candidate.row.number:
+            return
+        found = advantage(best, other) if other else None
+        reason = None
+        if other is None:
+            reason = f"met {self.found.sla.name} at no measured load"
+        elif found is None:
+            reason = "ranked on another power basis, or worth nothing"
+        yield Beaten.model_validate(
             {
-                "setting": figure.setting,
-                "measure": figure.measure,
-                "unit": figure.measure.unit,
-                "value": _finite(figure.value),
-                "reference_against_itself": _finite(figure.own),
-                "at_most": _finite(figure.threshold),
-                "passed": figure.passed,
+                "who": who,
+                "trial": other.candidate.row.number if other else None,
+                "configuration": public_words(other.candidate.row.config) if other else None,
+                "measure": found.measure if found else None,
+                "ratio": found.ratio if found else None,
+                "ratio_interval": ends(found.interval) if found else None,
+                "shown": found.shown if found else None,
+                "reason": reason,
             }
-            for figure in verdict.figures
-        ],
-        "reasons": list(verdict.reasons),
-    }
+        )
+
+    def _load(self, best: Standing) -> LoadLimit:
+        devices = best.launch.device_count
+        at = _level_at(best, self.study.workload_of(self.found.sla))
+        return LoadLimit(
+            capacity_rps=best.capacity_rps,
+            operating_rps=best.figures.rate_rps,
+            headroom=self.study.measurement.headroom,
+            operating_rps_per_device=best.figures.rate_rps / devices,
+            devices_per_replica=devices,
+            concurrency=at.counters.mean("requests_running", at.window) if at else None,
+        )
+
+    def _fleet(self, best: Standing | None) -> tuple[FleetPlan | None, str | None]:
+        if best is None:
+            return None, "nothing is recommended"
+        if self.around.demand is None:
+            return None, "no demand was given: say --peak-rate, and --daily-curve"
+        plan = plan_fleet(_replica(best, self.study, self.found), self.around.demand)
+        basis = f"power basis {best.figures.power_basis}; PUE is not counted"
+        return plan.model_copy(update={"remarks": (*plan.remarks, basis)}), None
+
+    def _fingerprint(self, launch: LaunchRecord, workload: str) -> Fingerprint:
+        versions, engine = launch.versions, launch.config.engine
+        before = launch.before
+        return Fingerprint(
+            model=launch.model,
+            model_revision=self.around.model_revision,
+            engine=engine,
+            engine_version=versions.get(engine, ""),
+            device=launch.device,
+            device_count=launch.device_count,
+            driver=versions.get("driver", ""),
+            topology=tuple(
+                DeviceFacts(
+                    uid=device.uid,
+                    power_limit_w=device.power_limit_w,
+                    nvlinks_up=device.nvlinks_up,
+                    pcie_generation=device.pcie_generation_max,
+                    pcie_width=device.pcie_width,
+                )
+                for device in (before.devices if before else ())
+            ),
+            node=launch.node,
+            kernel=versions.get("kernel", ""),
+            workload=workload,
+            workload_sha256=_sha256(self.study.workload(workload).model_dump_json()),
+            study=self.study.name,
+            study_sha256=versions.get("study_sha256") or _sha256(self.study.model_dump_json()),
+            package=versions.get("autotune", ""),
+        )
+
+    def _expiry(self) -> Expiry | None:
+        if self.around.measured_at is None:
+            return None
+        at = datetime.fromisoformat(self.around.measured_at) + timedelta(days=self.around.valid_days)
+        return Expiry(
+            at=at.isoformat(timespec="seconds"),
+            on_change_of=("engine_version", "driver", "device", "device_count", "model_revision", "workload"),
+        )
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _withheld(answer: SlaAnswer) -> Iterator[str]:
+    """What a reader may look for and does not find, each with its reason."""
+    if answer.trial is None:
+        yield f"a recommendation: {answer.reason}"
+        return
+    if answer.tokens_per_joule is None:
+        reasons = ", ".join(answer.energy_reasons or ()) or f"power basis {answer.power_basis}"
+        yield f"tokens_per_joule: {reasons}"
+    elif answer.power_basis is PowerBasis.ESTIMATED:
+        yield "a ranking by joules: the watts are a model's, so goodput ranks"
+    if answer.deployment is None:
+        yield f"deployment: {answer.deployment_reason}"
+    if answer.fleet is None:
+        yield f"fleet: {answer.fleet_reason}"
+    if answer.fingerprint and answer.fingerprint.model_revision is None:
+        yield "model_revision: the study pins none"
+    if answer.expires is None:
+        yield "expires: it is not known when the study was measured"
 
 
-def _ledger(ledger: Ledger) -> dict[str, Any]:
-    return {
-        "devices": ledger.devices,
-        "ranking": ledger.ranking,
-        "idle_share": ledger.idle_share,
-        "pue": ledger.pue,
-        "currency": ledger.currency,
-        "accelerator_hour": ledger.accelerator_hour,
-        "rental_per_mtok": _figure(ledger.rental_per_mtok),
-        "bases": [
-            {
-                "basis": line.basis,
-                "power_w": line.power_w,
-                "facility_w": line.facility_w,
-                "tok_per_s_per_mw": _figure(line.tok_per_s_per_mw),
-                "tok_per_s_per_facility_mw": _figure(line.tok_per_s_per_facility_mw),
-                "energy_per_mtok": _figure(line.energy_per_mtok),
-            }
-            for line in ledger.lines
-        ],
-        "remarks": list(ledger.remarks),
-    }
+def _level_at(standing: Standing, workload: str) -> Measurement | None:
+    levels = open_levels(standing.launch.curve, workload)
+    rate_rps = standing.figures.rate_rps
+    return next((m for m in levels if is_same_rate(m.level.rate_rps or 0.0, rate_rps)), None)
 
 
-def _figure(figure: Figure | None) -> dict[str, Any] | None:
-    """A figure and its interval; null for an end that is not finite, for JSON has no infinity."""
-    if figure is None:
-        return None
-    ends = [_finite(end) for end in (figure.interval.low, figure.interval.high)]
-    return {"value": figure.value, "interval": ends}
+def _replica(best: Standing, study: StudySpec, found: Recommendation) -> Replica:
+    """What one replica carries and draws, by every level of both launches whose energy is valid."""
+    launches = [best.candidate.launch, *([best.candidate.final] if best.candidate.final else [])]
+    workload = study.workload_of(found.sla)
+    scored = [score_level(m, found.sla) for each in launches for m in open_levels(each.curve, workload)]
+    before = best.launch.before
+    return Replica(
+        operating_rps=best.figures.rate_rps,
+        devices=best.launch.device_count,
+        levels=tuple((s.rate_rps, s.mean_power_w) for s in scored if s.tokens_per_joule > 0),
+        idle_w=before.idle_power_w if before else None,
+    )
 
 
-def _level(figures: LevelScore) -> dict[str, Any]:
-    measurable = figures.tokens_per_joule > 0
-    return {
-        "goodput_tok_per_s": figures.goodput_tok_per_s,
-        "goodput_tok_per_s_interval": _pair(figures.goodput_interval),
-        "mean_power_w": figures.mean_power_w if measurable else None,
-        "power_basis": figures.power_basis,
-        "power_source": figures.power_source,
-        "energy_verdict": figures.energy_verdict,
-        "energy_reasons": list(figures.energy_reasons),
-        "tokens_per_joule": figures.tokens_per_joule if measurable else None,
-        "tokens_per_joule_interval": _pair(figures.tokens_per_joule_interval) if measurable else None,
-        "tok_per_s_per_mw": figures.tok_per_s_per_mw if measurable else None,
-        "attainment": figures.attainment,
-        "attainment_interval": _pair(figures.attainment_interval),
-        "sla_verdict": figures.verdict,
-        "requests": figures.requests,
-        "window_s": figures.window_s,
-        "window_ended": figures.ended,
-        "steady": figures.steady,
-        "ttft_s": {f"p{p}": value for p, value in figures.ttft_s.items()},
-        "tpot_s": {f"p{p}": value for p, value in figures.tpot_s.items()},
-    }
-
-
-def _pair(interval: Interval) -> list[float]:
-    return [interval.low, interval.high]
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

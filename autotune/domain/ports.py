@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -39,7 +39,9 @@ class LauncherTraits:
     the engine's own parser and validation refuse it; empty where there is none. ``counters`` maps our names
     to the engine's Prometheus names, on the page at ``counters_path``. ``reset_path`` is the HTTP path that
     forgets cached prefixes when posted to; engines may answer it only when started so. ``environment`` is
-    the engine whose installation it runs from, its own id if empty. ``launched`` is false for engines that
+    the engine whose installation it runs from, its own id if empty. ``of_the_bench`` are variables that the
+    launches of a bench have and a deployment has not; ``images`` is the container image that the engine's
+    maker has, by device, with ``{version}`` in it. ``launched`` is false for engines that
     run already, ``chat_only`` true for those that take no token ids as a prompt: their workloads have
     ``api: chat``.
     """
@@ -56,6 +58,8 @@ class LauncherTraits:
     environment: str = ""
     launched: bool = True
     chat_only: bool = False
+    of_the_bench: frozenset[str] = frozenset()
+    images: Mapping[DeviceKind, str] = field(default_factory=dict)
 
 
 class Launcher(Protocol):

@@ -11,6 +11,7 @@ from autotune.wiring.engines import (
     paper_context,
 )
 from autotune.wiring.recipes import WrittenRecipe, written_recipes
+from autotune.wiring.recommendations import deployment_for, device_kind, for_dynamo, recommended
 from autotune.wiring.store import (
     DEFAULT_STORAGE,
     Store,
@@ -30,8 +31,11 @@ __all__ = [
     "baseline_config",
     "basis_for",
     "benches_for",
+    "deployment_for",
+    "device_kind",
     "engine_statuses",
     "environment_for",
+    "for_dynamo",
     "hardware_for",
     "launch_record",
     "launcher_of",
@@ -40,6 +44,7 @@ __all__ = [
     "open_store",
     "paper_context",
     "planner_for",
+    "recommended",
     "results",
     "setting_for",
     "traffic_of",

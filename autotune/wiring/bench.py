@@ -225,6 +225,7 @@ def versions_of(study: StudySpec, environment: EngineEnvironment, hardware: Hard
         "python": platform.python_version(),
         "kernel": platform.release(),
         "hardware": hardware.describe(),
+        "device_kind": hardware.kind.value,
         "driver": hardware.devices[0].driver if hardware.devices else "",
         "devices": ", ".join(device.uid for device in hardware.devices),
     }

@@ -42,4 +42,7 @@ TRAITS = LauncherTraits(
     device_kinds=frozenset({DeviceKind.CUDA}),
     parser_probe=PARSER_PROBE,
     counters=COUNTERS,
+    of_the_bench=VLLM.of_the_bench
+    | {"SGLANG_CPU_OMP_THREADS_BIND", "TRTLLM_NO_USAGE_STATS", "DYN_NAMESPACE"},
+    images={DeviceKind.CUDA: "nvcr.io/nvidia/ai-dynamo/vllm-runtime:{version}"},
 )

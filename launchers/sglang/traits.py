@@ -37,4 +37,6 @@ TRAITS = LauncherTraits(
     counters=COUNTERS,
     # Answered with 400 while requests run.
     reset_path="/flush_cache",
+    of_the_bench=frozenset({"SGLANG_CPU_OMP_THREADS_BIND"}),
+    images={DeviceKind.CUDA: "lmsysorg/sglang:v{version}"},
 )

@@ -63,4 +63,6 @@ TRAITS = LauncherTraits(
     counters=COUNTERS,
     # /metrics is JSON (serve/openai_server.py).
     counters_path="/prometheus/metrics",
+    of_the_bench=frozenset({"TRTLLM_NO_USAGE_STATS"}),
+    images={DeviceKind.CUDA: "nvcr.io/nvidia/tensorrt-llm/release:{version}"},
 )

@@ -23,6 +23,10 @@ COUNTERS = {
     "spec_decode_draft_tokens_total": "vllm:spec_decode_num_draft_tokens_total",
 }
 
+OF_THE_BENCH = frozenset(
+    {"VLLM_NO_USAGE_STATS", "VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "VLLM_SERVER_DEV_MODE"}
+)
+
 TRAITS = LauncherTraits(
     engine="vllm",
     executable="vllm",
@@ -36,4 +40,9 @@ TRAITS = LauncherTraits(
     counters=COUNTERS,
     # Answered only where VLLM_SERVER_DEV_MODE=1 is in the study's `env`.
     reset_path="/reset_prefix_cache",
+    of_the_bench=OF_THE_BENCH,
+    images={
+        DeviceKind.CUDA: "vllm/vllm-openai:v{version}",
+        DeviceKind.CPU: "public.ecr.aws/q9t5s3a7/vllm-cpu-release-repo:v{version}",
+    },
 )

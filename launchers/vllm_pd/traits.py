@@ -29,4 +29,5 @@ TRAITS = replace(
     | {"kv_transfer"}
     | {f"{pool}.{word}" for pool in POOLS for word in Pool.model_fields},
     counters=COUNTERS,
+    of_the_bench=VLLM.of_the_bench | {"UCX_PROTO_INFO"},
 )

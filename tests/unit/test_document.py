@@ -7,12 +7,24 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import jsonschema
 import pytest
 from fakes import curve, launch_record, study_spec
 
 from autotune.domain.accelerators import AcceleratorTable
 from autotune.domain.config import EngineConfig
-from autotune.domain.document import recommendation_document, studies_document, trials_document
+from autotune.domain.contract import RecommendationDocument, recommendation_schema
+from autotune.domain.deployment import Build, Deployment, deployment_of
+from autotune.domain.document import (
+    Surroundings,
+    recommendation_document,
+    studies_document,
+    trials_document,
+)
+from autotune.domain.errors import InfeasibleConfigError
+from autotune.domain.fleet import Demand
+from autotune.domain.hardware import DeviceKind
+from autotune.domain.launch import LaunchSpec, ProcessSpec
 from autotune.domain.power import PowerBasis
 from autotune.domain.quality import (
     Measure,
@@ -56,12 +68,32 @@ def candidate(number: int, purpose: Purpose = Purpose.SEARCH, *, watts: float = 
     )
 
 
-def slas(candidates: list[Candidate], study: StudySpec = STUDY) -> list[dict[str, Any]]:
-    """The document's SLAs, as a pipeline reads them back."""
+def deployed(of: Candidate) -> Deployment:
+    argv = ("serve", str(of.row.number), "--host", "{host:server}", "--port", "{port:server}")
+    server = ProcessSpec(role="server", argv=argv, env={}, devices=())
+    spec = LaunchSpec(processes=(server,), serving_role="server", served_model="some/model")
+    return deployment_of(spec, Build(engine="fake", version="1", kind=DeviceKind.CUDA, model="some/model"))
+
+
+def documented(candidates: list[Candidate], study: StudySpec = STUDY, **more: Any) -> RecommendationDocument:
     found = [recommend(study, sla, candidates) for sla in study.slas]
-    document = recommendation_document(study.name, found, lambda s: ledger_for(s, study, TABLE))
-    read = json.loads(json.dumps(document, allow_nan=False))
-    assert set(read) == {"study", "slas"}
+    around = Surroundings(
+        ledger=lambda s: ledger_for(s, study, TABLE),
+        deploy=deployed,
+        candidates=candidates,
+        measured_at="2026-01-01T00:00:00+00:00",
+        **more,
+    )
+    return recommendation_document(study, found, around)
+
+
+def slas(candidates: list[Candidate], study: StudySpec = STUDY, **more: Any) -> list[dict[str, Any]]:
+    """The document's SLAs, as a pipeline reads them back."""
+    document = documented(candidates, study, **more)
+    read = json.loads(document.model_dump_json())
+    jsonschema.validate(read, recommendation_schema(), jsonschema.Draft202012Validator)
+    assert RecommendationDocument.model_validate(read) == document
+    assert read["schema_version"] == "1"
     assert read["study"] == study.name
     return list(read["slas"])
 
@@ -222,6 +254,62 @@ def test_trials_tell_what_became_of_each() -> None:
             }
         ],
     }
+
+
+def test_the_rest_of_the_contract_is_told() -> None:
+    fast, _ = slas([*ALL, candidate(2, watts=125.0)])
+    assert fast["evidence"] == "ran"
+    assert fast["load"] == {
+        "capacity_rps": 5.0,
+        "operating_rps": 4.0,
+        "headroom": 0.8,
+        "operating_rps_per_device": 4.0,
+        "devices_per_replica": 1,
+        "concurrency": None,
+    }
+    beaten = {each["who"]: each for each in fast["beats"]}
+    assert set(beaten) == {"engine defaults", "runner-up"}
+    assert beaten["engine defaults"]["ratio"] == pytest.approx(2.0)
+    assert beaten["engine defaults"]["measure"] == "tokens_per_joule"
+    low, high = beaten["engine defaults"]["ratio_interval"]
+    assert low <= 2.0 <= high
+    assert beaten["engine defaults"]["shown"] == (low > 1)
+    assert (beaten["runner-up"]["trial"], beaten["runner-up"]["ratio"]) == (2, pytest.approx(1.25))
+    assert fast["fingerprint"]["model"] == "some/model"
+    assert fast["fingerprint"]["model_revision"] is None
+    assert fast["expires"]["at"] == "2026-04-01T00:00:00+00:00"
+    assert fast["withheld"] == [
+        "fleet: no demand was given: say --peak-rate, and --daily-curve",
+        "model_revision: the study pins none",
+    ]
+
+
+def test_the_defaults_beat_nobody_when_they_win() -> None:
+    fast, _ = slas([candidate(0, Purpose.DEFAULTS), candidate(1, watts=200.0)])
+    assert fast["trial"] == 0
+    assert [each["who"] for each in fast["beats"]] == ["runner-up"]
+
+
+def test_a_demand_is_answered_by_a_fleet() -> None:
+    fast, _ = slas(ALL, demand=Demand(peak_rps=10.0, daily_curve=(0.0, 1.0)))
+    fleet = fast["fleet"]
+    assert (fleet["replicas"], fleet["replicas_n_plus_1"], fleet["replicas_by_step"]) == (3, 4, [0, 3])
+    # Nobody asks for half a day, which 4 replicas at rest spend at 20 W, and the other half at 2.5 req/s.
+    busy_w = 20 + (100 - 20) * 2.5 / 4
+    assert fleet["always_on"]["joules_per_day"] == pytest.approx(4 * 43_200 * (20 + busy_w))
+    assert fleet["always_on"]["idle_joules_per_day"] == pytest.approx(4 * 43_200 * 20)
+
+
+def test_a_deployment_that_cannot_be_written_is_withheld_with_its_reason() -> None:
+    def refuse(of: Candidate) -> Deployment:
+        raise InfeasibleConfigError("no flag says it")
+
+    found = [recommend(STUDY, sla, ALL) for sla in STUDY.slas]
+    around = Surroundings(ledger=lambda s: ledger_for(s, STUDY, TABLE), deploy=refuse)
+    fast = recommendation_document(STUDY, found, around).slas[0]
+    assert (fast.deployment, fast.command, fast.deployment_reason) == (None, None, "no flag says it")
+    assert "deployment: no flag says it" in fast.withheld
+    assert fast.goodput_tok_per_s
 
 
 def test_studies_are_listed() -> None:

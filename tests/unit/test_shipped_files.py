@@ -14,10 +14,17 @@ from autotune.cli.app import app
 from autotune.domain.hardware import Device, DeviceKind, Hardware
 from autotune.domain.space import SearchSpace
 
+DOCS = Path(__file__).parents[2] / "docs"
+
 
 def test_the_shipped_schema_is_the_one_that_the_command_prints() -> None:
     shipped = json.loads((wiring.SPACES / "study.schema.json").read_text())
     assert shipped == json.loads(CliRunner().invoke(app, ["schema"]).stdout)
+
+
+def test_the_published_schema_of_recommendations_is_the_one_that_the_command_prints() -> None:
+    published = json.loads((DOCS / "schemas" / "recommendation.schema.json").read_text())
+    assert published == json.loads(CliRunner().invoke(app, ["schema", "recommendation"]).stdout)
 
 
 def test_shipped_files_carry_the_line_by_which_editors_complete_them() -> None:

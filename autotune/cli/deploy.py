@@ -1,0 +1,159 @@
+"""``autotune export``, ``verify``, ``drift`` and ``import``: what pipelines do with a recommendation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from autotune import wiring
+from autotune.adapters.recommendation_file import (
+    SUFFIXES,
+    read_recommendation,
+    read_templates,
+    write_file,
+    yaml_text,
+)
+from autotune.cli import render
+from autotune.domain.contract import RecommendationDocument, SlaAnswer
+from autotune.domain.errors import InputError, InputProblem
+from autotune.domain.exports.forms import Form, Order, export, notes
+from autotune.domain.fleet import Demand
+
+PeakRate = Annotated[
+    float | None, typer.Option(help="Requests per second at the day's peak: sizes a fleet for each SLA.")
+]
+DailyCurve = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SHARES|FILE",
+        help="Demand over a day as shares of the peak, apart by commas or in a file; any number of steps.",
+    ),
+]
+ValidDays = Annotated[int, typer.Option(min=1, help="Days after which the document expires.")]
+Storage = Annotated[str | None, typer.Option(help="SQLAlchemy URL, where a study is named.")]
+Recommendation = Annotated[
+    str,
+    typer.Argument(metavar="REC|STUDY", help="A document (.yaml or .json), or a study's name."),
+]
+SlaName = Annotated[str | None, typer.Option("--sla", help="Which SLA; the only one if there is one.")]
+
+EXPORT_EXAMPLES = """Examples:
+
+autotune export rec.yaml --sla interactive --form shell -o serve.sh
+
+autotune export quickstart --sla bulk --form kubernetes -o bulk.yaml
+
+autotune export rec.yaml --sla bulk --form kserve --template ours/ -o isvc.yaml"""
+
+
+def register(app: typer.Typer) -> None:
+    """Give the application these commands."""
+    app.command("export", epilog=EXPORT_EXAMPLES)(export_command)
+
+
+def export_command(  # noqa: PLR0917 - typer's options
+    recommendation: Recommendation,
+    form: Annotated[Form, typer.Option(help="What to write.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write; standard output if left out.")
+    ] = None,
+    sla: SlaName = None,
+    name: Annotated[str, typer.Option(help="What the objects are called; STUDY-SLA if left out.")] = "",
+    replicas: Annotated[int, typer.Option(min=1, help="Replicas, where the form has them.")] = 1,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[ROLE=]IMAGE", help="Image to run, of one process or of all."),
+    ] = None,
+    template: Annotated[
+        Path | None,
+        typer.Option(help="Folder whose FORM.yaml is merged into what is written: your own additions."),
+    ] = None,
+    storage: Storage = None,
+) -> None:
+    """Write a recommended configuration as something to deploy; no secret is ever written into it."""
+    document = _document(recommendation, storage)
+    answer = answer_for(document, sla)
+    order = Order(
+        form=form,
+        name=name,
+        replicas=replicas,
+        images=_images(image or []),
+        templates=read_templates(template, form) if template else (),
+        rewritten=wiring.for_dynamo(answer),
+    )
+    written = export(document, answer, order)
+    if isinstance(written, str):
+        text = written
+    else:
+        heading = "".join(f"# {line}\n" for line in notes(document, answer))
+        text = heading + yaml_text(written)
+    if output is None:
+        render.print_plain(text.rstrip())
+        return
+    write_file(output, text)
+    if form is Form.SHELL:
+        output.chmod(0o755)
+    Console(stderr=True).print(f"written to {output}", style="dim")
+
+
+def demand_of(peak_rate: float | None, daily_curve: str | None) -> Demand | None:
+    """The demand that the options tell of; raises InputError."""
+    if peak_rate is None:
+        if daily_curve is not None:
+            raise InputError(InputProblem("--daily-curve", "is of a peak", "give --peak-rate as well"))
+        return None
+    try:
+        shares = _shares(daily_curve) if daily_curve else [1.0]
+        return Demand(peak_rps=peak_rate, daily_curve=tuple(shares))
+    except (ValidationError, ValueError, OSError) as wrong:
+        remedy = "write requests per second above 0, and shares of the peak from 0 to 1: 0.1,0.3,1,0.6"
+        raise InputError(InputProblem("--peak-rate, --daily-curve", _first(wrong), remedy)) from wrong
+
+
+def answer_for(document: RecommendationDocument, sla: str | None) -> SlaAnswer:
+    """The answer for an SLA, or for the only one; raises InputError that names those there are."""
+    known = ", ".join(each.name for each in document.slas)
+    if sla is None and len(document.slas) == 1:
+        return document.slas[0]
+    if sla is None:
+        raise InputError(InputProblem("--sla", "is not given", f"name one of: {known}"))
+    if (answer := document.sla(sla)) is None:
+        raise InputError(InputProblem(f"SLA {sla!r}", "is not in the document", f"known: {known}"))
+    return answer
+
+
+def _document(recommendation: str, storage: str | None) -> RecommendationDocument:
+    """A document from its file, or made now of a study."""
+    path = Path(recommendation)
+    if path.suffix.lower() in SUFFIXES:
+        return read_recommendation(path)
+    return wiring.recommended(wiring.open_store(storage or wiring.DEFAULT_STORAGE), recommendation)
+
+
+def _images(given: Sequence[str]) -> dict[str, str]:
+    """Images by role: an image's own name may hold ``=`` nowhere, so the first tells them apart."""
+    images = {}
+    for each in given:
+        role, equals, image = each.partition("=")
+        images[role if equals else ""] = image if equals else each
+    if not all(images.values()):
+        raise InputError(InputProblem("--image", "names no image", "write --image [ROLE=]IMAGE"))
+    return images
+
+
+def _shares(text: str) -> list[float]:
+    path = Path(text)
+    given = path.read_text(encoding="utf-8") if path.is_file() else text
+    return [float(each) for each in given.replace("\n", ",").split(",") if each.strip()]
+
+
+def _first(wrong: Exception) -> str:
+    if isinstance(wrong, ValidationError):
+        error = wrong.errors()[0]
+        return f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
+    return str(wrong)
