@@ -36,6 +36,11 @@ class Cluster:
 
     def kubernetes(self) -> list[Object]:
         """A Deployment and a Service for each process; workers' Services are headless: they are addressed."""
+        if self.replicas > 1 and len(self.deployment.processes) > 1:
+            what = "processes that address each other are not replicated one by one"
+            raise InputError(
+                InputProblem("--replicas", what, "export it once for each, by a --name of its own")
+            )
         objects: list[Object] = [*self.files()]
         for process in self.deployment.processes:
             labels = self.labels(process.role)

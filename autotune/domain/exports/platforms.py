@@ -59,23 +59,23 @@ def kserve(cluster: Cluster) -> list[Object]:
 
 
 def dynamo(cluster: Cluster) -> list[Object]:
-    """A DynamoGraphDeployment: the frontend, and a service for the workers of each pool.
+    """A DynamoGraphDeployment: the frontend, and a component for the workers of each pool.
 
     ``cluster`` is of a deployment that Dynamo's launcher wrote. Its operator tells the workers of each other.
     """
-    services: Object = {}
+    components = []
     for kind, alike in groupby(cluster.deployment.processes, key=_kind):
         group = list(alike)
         if any(process.host for process in group):
             raise InputError(InputProblem("export", f"a worker {_MULTI_HOST}", "use another form"))
-        services[kind.service] = _dynamo_service(cluster, group, kind)
+        components.append(_component(cluster, group, kind))
     return [
         *cluster.files(),
         {
-            "apiVersion": "nvidia.com/v1alpha1",
+            "apiVersion": "nvidia.com/v1beta1",
             "kind": "DynamoGraphDeployment",
             "metadata": {"name": cluster.name, "labels": MANAGED},
-            "spec": {"services": services},
+            "spec": {"components": components},
         },
     ]
 
@@ -113,35 +113,32 @@ def llmd_values(cluster: Cluster, config: EngineConfig) -> Object:
 class _Kind:
     """What a process is to Dynamo's operator."""
 
-    service: str
-    component: str
-    pool: str = ""
+    name: str
+    type: str
 
 
 def _kind(process: Process) -> _Kind:
     for pool in POOLS:
         if process.role.startswith(pool):
-            return _Kind(f"{pool.capitalize()}Worker", "worker", pool)
+            return _Kind(f"{pool.capitalize()}Worker", pool)
     return _Kind("Worker", "worker") if process.devices else _Kind("Frontend", "frontend")
 
 
-def _dynamo_service(cluster: Cluster, group: list[Process], kind: _Kind) -> Object:
+def _component(cluster: Cluster, group: list[Process], kind: _Kind) -> Object:
     process = group[0]
     container = cluster.container(process, name="main")
     # The operator finds ports, probes and addresses by itself.
-    kept = ("image", "command", "args", "env", "volumeMounts")
+    kept = ("name", "image", "command", "args", "resources", "volumeMounts")
     main = {key: container[key] for key in kept if key in container}
-    main["env"] = [each for each in main.get("env", ()) if not each["name"].startswith("DYN_")]
-    service: Object = {
-        "componentType": kind.component,
-        "replicas": cluster.replicas if kind.component == "frontend" else len(group) * cluster.replicas,
+    main["env"] = [each for each in container.get("env", ()) if not each["name"].startswith("DYN_")]
+    pod = {**cluster.pod(process), "containers": [main]}
+    workers = 1 if kind.type == "frontend" else len(group)
+    return {
+        "name": kind.name,
+        "type": kind.type,
+        "replicas": cluster.replicas * workers,
+        "podTemplate": {"spec": pod},
     }
-    if kind.pool:
-        service["subComponentType"] = kind.pool
-    if process.devices and cluster.deployment.device_kind is not DeviceKind.CPU:
-        service["resources"] = {"limits": {"gpu": str(process.devices)}}
-    pod: Object = {"mainContainer": main, "volumes": cluster.pod(process)["volumes"]}
-    return {**service, "extraPodSpec": pod}
 
 
 def _artifacts(cluster: Cluster) -> Object:
