@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -100,6 +101,61 @@ class SqlCatalog:
         with self._engine.connect() as connection:
             row = connection.execute(query).mappings().first()
         return _study_row(dict(row)) if row else None
+
+    def trial(self, study: str, number: int) -> TrialRow | None:
+        """One trial's row, None where there is none."""
+        query = sa.select(_TRIALS).where(_TRIALS.c.study == study, _TRIALS.c.number == number)
+        with self._engine.connect() as connection:
+            row = connection.execute(query).mappings().first()
+        return _trial_row(dict(row)) if row else None
+
+    def some_trials(
+        self, study: str, *, offset: int, limit: int, state: TrialState | None = None
+    ) -> tuple[TrialRow, ...]:
+        """A page of a study's trials, by number; those of one state where it is given."""
+        query = sa.select(_TRIALS).where(_TRIALS.c.study == study).order_by(_TRIALS.c.number)
+        if state is not None:
+            query = query.where(_TRIALS.c.state == state)
+        with self._engine.connect() as connection:
+            found = connection.execute(query.offset(offset).limit(limit)).mappings()
+            return tuple(_trial_row(dict(row)) for row in found)
+
+    def some_studies(self, *, offset: int, limit: int) -> tuple[StudyRow, ...]:
+        """A page of the studies, newest first."""
+        query = sa.select(_STUDIES).order_by(_STUDIES.c.started_at.desc(), _STUDIES.c.name)
+        with self._engine.connect() as connection:
+            found = connection.execute(query.offset(offset).limit(limit)).mappings()
+            return tuple(_study_row(dict(row)) for row in found)
+
+    def count_studies(self) -> int:
+        """How many studies there are."""
+        with self._engine.connect() as connection:
+            return int(connection.scalar(sa.select(sa.func.count()).select_from(_STUDIES)) or 0)
+
+    def states(self, studies: Sequence[str]) -> dict[str, dict[TrialState, int]]:
+        """How many trials of each study are in each state."""
+        query = (
+            sa.select(_TRIALS.c.study, _TRIALS.c.state, sa.func.count())
+            .where(_TRIALS.c.study.in_(studies))
+            .group_by(_TRIALS.c.study, _TRIALS.c.state)
+        )
+        counts: dict[str, dict[TrialState, int]] = {study: {} for study in studies}
+        with self._engine.connect() as connection:
+            for study, state, count in connection.execute(query):
+                counts[study][TrialState(state)] = count
+        return counts
+
+    def studies_by_status(self) -> dict[StudyStatus, int]:
+        """How many studies have each status."""
+        query = sa.select(_STUDIES.c.status, sa.func.count()).group_by(_STUDIES.c.status)
+        with self._engine.connect() as connection:
+            return {StudyStatus(status): count for status, count in connection.execute(query)}
+
+    def trials_by_state(self) -> dict[TrialState, int]:
+        """How many trials of all studies are in each state."""
+        query = sa.select(_TRIALS.c.state, sa.func.count()).group_by(_TRIALS.c.state)
+        with self._engine.connect() as connection:
+            return {TrialState(state): count for state, count in connection.execute(query)}
 
     def _replace(self, table: sa.Table, key: sa.ColumnElement[bool], values: dict[str, Any]) -> None:
         with self._engine.begin() as connection:

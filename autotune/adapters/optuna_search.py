@@ -142,8 +142,11 @@ def open_study(name: str, storage: BaseStorage, *, slas: Sequence[str], seed: in
 
 
 def frozen_trial(study: optuna.Study, number: int) -> FrozenTrial:
-    """A trial as stored; Optuna numbers trials from 0 in the order they are listed."""
-    return study.get_trials(deepcopy=False)[number]
+    """A trial as stored, without a look at the others; raises LookupError where there is none."""
+    storage = study._storage  # noqa: SLF001 - no public name
+    return storage.get_trial(
+        storage.get_trial_id_from_study_id_trial_number(study._study_id, number)  # noqa: SLF001
+    )
 
 
 def _last(dimension: IntRange) -> int:

@@ -22,7 +22,7 @@ from autotune.adapters.accelerator_constants import read_accelerators
 from autotune.adapters.engine_env import EngineEnvironments
 from autotune.adapters.recommendation_file import form_of, write_file, written
 from autotune.adapters.study_file import SourceFile, read_slas, study_schema
-from autotune.cli import deploy, engines, models, render, workload
+from autotune.cli import deploy, engines, models, render, web, workload
 from autotune.cli.progress import progress
 from autotune.cli.stopping import stop_signals
 from autotune.domain.contract import recommendation_schema
@@ -50,6 +50,8 @@ app = typer.Typer(
 app.add_typer(engines.app, name="engines")
 app.add_typer(models.app, name="models")
 app.add_typer(workload.app, name="workload")
+app.command(epilog="Example: autotune serve --storage sqlite:///studies.db --port 8080")(web.serve)
+app.command(epilog="Example: autotune report quickstart -o report.html")(web.report)
 deploy.register(app)
 
 RECOMMEND_EXAMPLES = """Examples:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from autotune.domain.accelerators import AcceleratorTable
+from autotune.domain.digest import LevelDigest, digest
 from autotune.domain.ledger import Ledger, SideReadings, ledger_of
 from autotune.domain.measurement import LoadCurve
 from autotune.domain.power import PowerScope
@@ -25,9 +27,12 @@ from autotune.domain.sla import Sla
 from autotune.domain.study import StudySpec
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A configuration with all that was measured of it: its search launch and, if any, its final one."""
+    """A configuration with all that was measured of it: its search launch and, if any, its final one.
+
+    Without slots: what scoring needs of its levels is kept once it was asked for.
+    """
 
     row: TrialRow
     launch: LaunchRecord
@@ -38,9 +43,29 @@ class Candidate:
         """Levels of the search launch."""
         return self.launch.curve
 
+    @cached_property
+    def levels(self) -> tuple[LevelDigest, ...]:
+        """What scoring needs of the search launch."""
+        return tuple(map(digest, self.curve))
+
+    @cached_property
+    def final_levels(self) -> tuple[LevelDigest, ...]:
+        """What scoring needs of the final launch."""
+        return tuple(map(digest, self.final.curve)) if self.final else ()
+
+    def digested(self) -> Candidate:
+        """The same for scoring alone: raw requests and traces are let go."""
+        lean = replace(
+            self,
+            launch=replace(self.launch, curve=()),
+            final=replace(self.final, curve=()) if self.final else None,
+        )
+        lean.__dict__.update(levels=self.levels, final_levels=self.final_levels)
+        return lean
+
     def score(self, sla: Sla, study: StudySpec) -> CurveScore:
         """Its capacity and operating point for an SLA, from the search launch."""
-        return score_curve(self.curve, sla, study.workload_of(sla), headroom=study.measurement.headroom)
+        return score_curve(self.levels, sla, study.workload_of(sla), headroom=study.measurement.headroom)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +110,7 @@ def standing(candidate: Candidate, sla: Sla, study: StudySpec) -> Standing | Non
     score = candidate.score(sla, study)
     if score.operating is None or score.capacity_rps is None:
         return None
-    final_curve = candidate.final.curve if candidate.final else ()
-    again = _confirmation(final_curve, sla, study.workload_of(sla), score.operating.rate_rps)
+    again = _confirmation(candidate.final_levels, sla, study.workload_of(sla), score.operating.rate_rps)
     return Standing(
         candidate=candidate,
         capacity_rps=score.capacity_rps,
@@ -111,7 +135,9 @@ def ledger_for(standing: Standing, study: StudySpec, accelerators: AcceleratorTa
     )
 
 
-def _confirmation(curve: LoadCurve, sla: Sla, workload: str, rate_rps: float) -> LevelScore | None:
+def _confirmation(
+    curve: Sequence[LevelDigest], sla: Sla, workload: str, rate_rps: float
+) -> LevelScore | None:
     """What a final launch shows at an operating point: there or, where it did not hold, at the next below."""
     at_it = score_at(curve, sla, workload, rate_rps)
     if at_it is None or at_it.may_hold:

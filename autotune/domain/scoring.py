@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
 
-from autotune.domain.measurement import Floats, LoadCurve, Measurement, WindowEnd
-from autotune.domain.power import EnergyVerdict, PowerBasis, PowerScope, energy_in, joules_by_block
+from autotune.domain.digest import LevelDigest, digest
+from autotune.domain.measurement import Measurement, WindowEnd
+from autotune.domain.power import EnergyVerdict, PowerBasis, PowerScope
 from autotune.domain.sla import Sla, good_requests, keeping_requests
 from autotune.domain.stats import BLOCKS, Interval, proportion_interval, repeat_interval, requests_to_show
+
+Measured = TypeVar("Measured", Measurement, LevelDigest)
+"""A level as it was measured, or what scoring needs of it."""
 
 HEADROOM = 0.8
 """Operating point as a share of capacity, unless the study says otherwise."""
 SAME_RATE = 0.02
 """Offered rates that differ by no more than this share are the same operating point."""
-PERCENTILES = (50, 95, 99)
 
 
 class SlaVerdict(StrEnum):
@@ -96,63 +100,48 @@ class CurveScore:
         return self.operating.objective if self.operating else 0.0
 
 
-def score_level(measurement: Measurement, sla: Sla) -> LevelScore:
+def score_level(measured: Measurement | LevelDigest, sla: Sla) -> LevelScore:
     """Judge one level over its window; tokens and joules are of the same window."""
-    window, requests = measurement.window, measurement.requests
-    due = measurement.due_in_window
-    good = good_requests(requests, sla)
-    of_good = good[requests.chunk_owner]
-    block_tokens = window.sums(requests.chunk_s[of_good], requests.chunk_tokens[of_good], blocks=BLOCKS)
-    tokens_by_due = window.sums(
-        requests.due_s[good], requests.output_tokens[good].astype(np.float64), blocks=BLOCKS
-    )
-    block_good = window.sums(requests.due_s[good], blocks=BLOCKS)
-    block_due = window.sums(requests.due_s, blocks=BLOCKS)
-    energy = energy_in(measurement.power, window)
-    seconds = np.full(BLOCKS, window.length_s / BLOCKS)
-    tokens = float(block_tokens.sum())
-    measurable = energy.joules > 0 and energy.verdict is not EnergyVerdict.INVALID
+    level = measured if isinstance(measured, LevelDigest) else digest(measured)
+    good = good_requests(level, sla)
+    tokens_by_due = level.by_block(good, level.output_tokens)
+    block_good, block_due = level.by_block(good), level.offered
+    length_s, joules = level.window.length_s, level.energy.joules
+    seconds = np.full(BLOCKS, length_s / BLOCKS)
+    tokens = float(level.window_tokens[good].sum())
+    measurable = joules > 0 and level.energy.verdict is not EnergyVerdict.INVALID
     return LevelScore(
-        rate_rps=measurement.level.rate_rps or measurement.sustained_rps,
-        verdict=_verdict(measurement, sla),
-        requests=int(due.sum()),
+        rate_rps=level.rate_rps,
+        verdict=_verdict(level, sla),
+        requests=level.requests,
         attainment=float(block_good.sum() / max(block_due.sum(), 1)),
         attainment_interval=proportion_interval(block_good, block_due),
-        goodput_tok_per_s=tokens / window.length_s,
-        goodput_interval=repeat_interval(tokens / window.length_s, tokens_by_due, seconds),
-        throughput_tok_per_s=measurement.throughput_tok_per_s,
-        mean_power_w=energy.mean_w,
-        power_basis=measurement.power.basis,
-        power_source=measurement.power.source,
-        energy_verdict=energy.verdict,
-        energy_reasons=energy.reasons,
-        tokens_per_joule=tokens / energy.joules if measurable else 0.0,
-        tokens_per_joule_interval=repeat_interval(
-            tokens / energy.joules, tokens_by_due, joules_by_block(measurement.power, window, BLOCKS)
-        )
+        goodput_tok_per_s=tokens / length_s,
+        goodput_interval=repeat_interval(tokens / length_s, tokens_by_due, seconds),
+        throughput_tok_per_s=level.throughput_tok_per_s,
+        mean_power_w=level.energy.mean_w,
+        power_basis=level.power_basis,
+        power_source=level.power_source,
+        energy_verdict=level.energy.verdict,
+        energy_reasons=level.energy.reasons,
+        tokens_per_joule=tokens / joules if measurable else 0.0,
+        tokens_per_joule_interval=repeat_interval(tokens / joules, tokens_by_due, level.block_j)
         if measurable
         else Interval(0.0, 0.0),
-        ttft_s=_percentiles(requests.ttft_s[due]),
-        tpot_s=_percentiles(requests.tpot_s[due & requests.ok]),
-        window_s=window.length_s,
-        ended=measurement.ended,
-        steady=measurement.steady,
-        oversaturated=measurement.oversaturated,
-        beside_w=_beside_w(measurement),
-        too_few=int(due.sum()) < max(requests_to_show(share) for _, share in sla.goals()),
+        ttft_s=level.ttft_percentiles_s,
+        tpot_s=level.tpot_percentiles_s,
+        window_s=length_s,
+        ended=level.ended,
+        steady=level.steady,
+        oversaturated=level.oversaturated,
+        beside_w=level.beside_w,
+        too_few=level.requests < max(requests_to_show(share) for _, share in sla.goals()),
     )
 
 
-def _beside_w(measurement: Measurement) -> dict[PowerScope, float]:
-    around = {trace.scope: energy_in(trace, measurement.window) for trace in measurement.beside}
-    return {
-        scope: energy.mean_w
-        for scope, energy in around.items()
-        if energy.verdict is not EnergyVerdict.INVALID
-    }
-
-
-def score_curve(curve: LoadCurve, sla: Sla, workload: str, *, headroom: float = HEADROOM) -> CurveScore:
+def score_curve(
+    curve: Sequence[Measured], sla: Sla, workload: str, *, headroom: float = HEADROOM
+) -> CurveScore:
     """Find the SLA's capacity on a workload and its operating point, both from measured levels alone.
 
     Capacity is the highest offered rate whose level met the SLA; where none did, the highest that was kept by
@@ -177,13 +166,13 @@ def holding(scored: Sequence[LevelScore]) -> tuple[LevelScore, ...]:
     return met or tuple(s for s in scored if s.may_hold)
 
 
-def score_at(curve: LoadCurve, sla: Sla, workload: str, rate_rps: float) -> LevelScore | None:
+def score_at(curve: Sequence[Measured], sla: Sla, workload: str, rate_rps: float) -> LevelScore | None:
     """Judge the level measured at a given rate; None where there is none."""
     at = (m for m in open_levels(curve, workload) if is_same_rate(m.level.rate_rps or 0.0, rate_rps))
     return next((score_level(m, sla) for m in at), None)
 
 
-def open_levels(curve: LoadCurve, workload: str) -> LoadCurve:
+def open_levels(curve: Sequence[Measured], workload: str) -> tuple[Measured, ...]:
     """Levels of one workload on which SLAs are judged: the open-loop ones."""
     return tuple(m for m in curve if m.level.rate_rps is not None and m.level.workload == workload)
 
@@ -193,24 +182,16 @@ def is_same_rate(one_rps: float, other_rps: float) -> bool:
     return abs(one_rps - other_rps) <= SAME_RATE * other_rps
 
 
-def _verdict(measurement: Measurement, sla: Sla) -> SlaVerdict:
+def _verdict(level: LevelDigest, sla: Sla) -> SlaVerdict:
     """MET where every lower bound reaches its share, MISSED where an estimate does not, else NOT_SHOWN."""
-    if measurement.oversaturated:
+    if level.oversaturated:
         return SlaVerdict.MISSED
-    requests, window = measurement.requests, measurement.window
-    offered = window.sums(requests.due_s, blocks=BLOCKS)
+    offered = level.offered
     verdict = SlaVerdict.MET if offered.any() else SlaVerdict.NOT_SHOWN
     for bounds, share in sla.goals():
-        kept = window.sums(requests.due_s[keeping_requests(requests, bounds)], blocks=BLOCKS)
+        kept = level.by_block(keeping_requests(level, bounds))
         if kept.sum() < share * offered.sum():
             return SlaVerdict.MISSED
         if proportion_interval(kept, offered).low < share:
             verdict = SlaVerdict.NOT_SHOWN
     return verdict
-
-
-def _percentiles(values: Floats) -> dict[int, float]:
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return {}
-    return {p: float(v) for p, v in zip(PERCENTILES, np.percentile(finite, PERCENTILES), strict=True)}

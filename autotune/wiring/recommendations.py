@@ -17,7 +17,7 @@ from autotune.domain.fleet import Demand
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.launch import EngineEnvironment
 from autotune.domain.ledger import Ledger
-from autotune.domain.recommendation import Candidate, Standing, ledger_for, recommend
+from autotune.domain.recommendation import Candidate, Recommendation, Standing, ledger_for, recommend
 from autotune.domain.sla import Sla
 from autotune.domain.study import EngineSpec, StudySpec
 from autotune.wiring.engines import launcher_of
@@ -46,6 +46,21 @@ def recommended(
     row, _ = store.study(name)
     study, _, candidates = results(store, name)
     found = [recommend(study, sla, candidates) for sla in slas or study.slas]
+    return document_of(
+        study, found, candidates, measured_at=row.started_at, demand=demand, valid_days=valid_days
+    )
+
+
+def document_of(
+    study: StudySpec,
+    found: Sequence[Recommendation],
+    candidates: Sequence[Candidate],
+    *,
+    measured_at: str,
+    demand: Demand | None = None,
+    valid_days: int = VALID_DAYS,
+) -> RecommendationDocument:
+    """Recommendations that were made among candidates, as the contract."""
     accelerators = read_accelerators()
 
     def ledger(standing: Standing) -> Ledger:
@@ -55,7 +70,7 @@ def recommended(
         ledger=ledger,
         deploy=lambda candidate: deployed(study, candidate),
         candidates=candidates,
-        measured_at=row.started_at,
+        measured_at=measured_at,
         valid_days=valid_days,
         demand=demand,
         model_revision=_revision(study),

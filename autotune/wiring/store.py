@@ -35,9 +35,13 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         return FileSystemArtifactStore(str(folder))
 
+    def study_logs(self, study: str) -> Path:
+        """Folder of a study's journal, and of its trials' logs."""
+        return self.folder / "logs" / study
+
     def logs(self, study: str, number: int) -> Path:
         """Folder of a trial's engine logs."""
-        return self.folder / "logs" / study / f"{number:04}"
+        return self.study_logs(study) / f"{number:04}"
 
     def study(self, name: str) -> tuple[StudyRow, StudySpec]:
         """A study's row and its file as it was resolved; raises InputError that names those there are."""

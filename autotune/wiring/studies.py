@@ -16,6 +16,7 @@ import optuna
 
 from autotune.adapters import warden
 from autotune.adapters.archive import ArtifactArchive
+from autotune.adapters.journal import journal
 from autotune.adapters.model_files import ModelFiles
 from autotune.adapters.optuna_search import OptunaSearch, open_study
 from autotune.adapters.study_file import check_against_hardware, read_study
@@ -110,12 +111,12 @@ def tune(study: StudySpec, store: Store, sink: EventSink, cancelled: Cancelled) 
         started_at=earlier.started_at if earlier else _today(),
     )
     # The bench first: a study whose files cannot be read has not begun, and leaves its name free.
-    with benches_for(study) as benches:
+    with benches_for(study) as benches, journal(store.study_logs(study.name), sink) as sink_and_journal:
         store.catalog.put_study(row)
         began_s = time.monotonic()
         status = StudyStatus.INTERRUPTED
         try:
-            _study_run(study, benches, store, sink, cancelled, spent_s=spent_s).run()
+            _study_run(study, benches, store, sink_and_journal, cancelled, spent_s=spent_s).run()
             status = StudyStatus.FINISHED
         finally:
             now_spent_s = spent_s + time.monotonic() - began_s

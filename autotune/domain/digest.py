@@ -1,0 +1,151 @@
+"""What of a measured level no SLA changes: another SLA is judged on it without the raw records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.domain.level import Level
+from autotune.domain.measurement import Bools, Floats, Measurement, WindowEnd
+from autotune.domain.power import (
+    Energy,
+    EnergyVerdict,
+    PowerBasis,
+    PowerScope,
+    Window,
+    energy_in,
+    joules_by_block,
+)
+from autotune.domain.stats import BLOCKS
+
+PERCENTILES = (50, 95, 99)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelDigest:
+    """A level, a number for each request and a few for all.
+
+    Columns of one length, a row for each request: ``block`` of the window in which it came due (-1: outside),
+    seconds (NaN for what never happened), ``window_tokens`` those of its tokens that arrived in the window.
+    Of ``BLOCKS`` values: ``offered`` requests and ``block_j`` joules in each block of the window. Percentiles
+    are of all requests due in the window that have the value.
+    """
+
+    level: Level
+    window: Window
+    rate_rps: float
+    requests: int
+    block: NDArray[np.int64]
+    ok: Bools
+    ttft_s: Floats
+    tpot_s: Floats
+    e2e_s: Floats
+    stall_s: Floats
+    output_tokens: NDArray[np.int64]
+    window_tokens: Floats
+    offered: Floats
+    ttft_percentiles_s: dict[int, float]
+    tpot_percentiles_s: dict[int, float]
+    throughput_tok_per_s: float
+    energy: Energy
+    driven_j: float
+    block_j: Floats
+    beside_w: dict[PowerScope, float]
+    power_basis: PowerBasis
+    power_source: str
+    ended: WindowEnd
+    steady: bool
+    oversaturated: bool
+    counters: Mapping[str, float]
+
+    def by_block(self, of: Bools, weights: NDArray[np.int64] | None = None) -> Floats:
+        """Counts, or sums of ``weights``, of some requests due in the window by block."""
+        there = of & (self.block >= 0)
+        counted = weights[there] if weights is not None else None
+        return np.bincount(self.block[there], counted, minlength=BLOCKS).astype(np.float64)
+
+
+def digest(measurement: Measurement) -> LevelDigest:
+    """Reduce a level to what scoring reads of it."""
+    window, requests = measurement.window, measurement.requests
+    due, ok = measurement.due_in_window, requests.ok
+    block, ttft_s, tpot_s = _blocks(requests.due_s, window), requests.ttft_s, requests.tpot_s
+    energy = energy_in(measurement.power, window)
+    inside = (requests.chunk_s >= window.start_s) & (requests.chunk_s <= window.end_s)
+    tokens = np.bincount(requests.chunk_owner[inside], requests.chunk_tokens[inside], minlength=len(requests))
+    return LevelDigest(
+        level=measurement.level,
+        window=window,
+        rate_rps=measurement.level.rate_rps or measurement.sustained_rps,
+        requests=int(due.sum()),
+        block=block,
+        ok=ok,
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
+        e2e_s=requests.e2e_s,
+        stall_s=requests.stall_s,
+        output_tokens=requests.output_tokens,
+        window_tokens=tokens.astype(np.float64),
+        offered=np.bincount(block[block >= 0], minlength=BLOCKS).astype(np.float64),
+        ttft_percentiles_s=_percentiles(ttft_s[due]),
+        tpot_percentiles_s=_percentiles(tpot_s[due & ok]),
+        throughput_tok_per_s=measurement.throughput_tok_per_s,
+        energy=energy,
+        driven_j=_driven_j(measurement),
+        block_j=np.zeros(BLOCKS)
+        if energy.verdict is EnergyVerdict.INVALID
+        else joules_by_block(measurement.power, window, BLOCKS),
+        beside_w=_beside_w(measurement),
+        power_basis=measurement.power.basis,
+        power_source=measurement.power.source,
+        ended=measurement.ended,
+        steady=measurement.steady,
+        oversaturated=measurement.oversaturated,
+        counters=_gauges(measurement),
+    )
+
+
+def _blocks(due_s: Floats, window: Window) -> NDArray[np.int64]:
+    """The window's block of each moment, as numpy's histogram counts: its end belongs to the last."""
+    edges = np.linspace(window.start_s, window.end_s, BLOCKS + 1)
+    block = np.searchsorted(edges, due_s, side="right") - 1
+    block[due_s == window.end_s] = BLOCKS - 1
+    block[(due_s < window.start_s) | (due_s > window.end_s)] = -1
+    return block
+
+
+def _driven_j(measurement: Measurement) -> float:
+    """Joules over the whole of the level, its warm-up too; 0 where nothing was metered."""
+    return float(
+        sum(
+            np.trapezoid(device.power_w, device.time_s)
+            for device in measurement.power.devices
+            if len(device.time_s)
+        )
+    )
+
+
+def _beside_w(measurement: Measurement) -> dict[PowerScope, float]:
+    around = {trace.scope: energy_in(trace, measurement.window) for trace in measurement.beside}
+    return {
+        scope: energy.mean_w
+        for scope, energy in around.items()
+        if energy.verdict is not EnergyVerdict.INVALID
+    }
+
+
+def _gauges(measurement: Measurement) -> dict[str, float]:
+    """Means over the window of what the engine says of itself."""
+    names = ("requests_running", "requests_waiting", "kv_cache_usage")
+    means = {name: measurement.counters.mean(name, measurement.window) for name in names}
+    return {name: value for name, value in means.items() if value is not None}
+
+
+def _percentiles(values: Floats) -> dict[int, float]:
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return {}
+    return {p: float(v) for p, v in zip(PERCENTILES, np.percentile(finite, PERCENTILES), strict=True)}
