@@ -19,10 +19,15 @@ from autotune.adapters.recommendation_file import (
     yaml_text,
 )
 from autotune.cli import render
+from autotune.cli.progress import progress
+from autotune.cli.stopping import stop_signals
+from autotune.domain.config import EngineConfig
 from autotune.domain.contract import RecommendationDocument, SlaAnswer
-from autotune.domain.errors import InputError, InputProblem
+from autotune.domain.errors import InputError, InputProblem, StudyCancelledError
 from autotune.domain.exports.forms import Form, Order, export, notes
 from autotune.domain.fleet import Demand
+from autotune.domain.quantities import parse_duration_s
+from autotune.domain.verification import Outcome, verification_document, worst
 
 PeakRate = Annotated[
     float | None, typer.Option(help="Requests per second at the day's peak: sizes a fleet for each SLA.")
@@ -50,10 +55,20 @@ autotune export quickstart --sla bulk --form kubernetes -o bulk.yaml
 
 autotune export rec.yaml --sla bulk --form kserve --template ours/ -o isvc.yaml"""
 
+VERIFY_EXAMPLES = """Examples:
+
+autotune verify rec.yaml --sla interactive
+
+autotune verify rec.yaml --url https://llm.example --token-variable LLM_TOKEN --json
+
+Exit codes: 0 holds; 1 broken; 3 could not be judged; 2 wrong input."""
+EXIT_CODES = {Outcome.HOLDS: 0, Outcome.BROKEN: 1, Outcome.NOT_JUDGED: 3}
+
 
 def register(app: typer.Typer) -> None:
     """Give the application these commands."""
     app.command("export", epilog=EXPORT_EXAMPLES)(export_command)
+    app.command("verify", epilog=VERIFY_EXAMPLES)(verify_command)
 
 
 def export_command(  # noqa: PLR0917 - typer's options
@@ -101,6 +116,52 @@ def export_command(  # noqa: PLR0917 - typer's options
     Console(stderr=True).print(f"written to {output}", style="dim")
 
 
+def verify_command(  # noqa: PLR0917 - typer's options
+    recommendation: Annotated[Path, typer.Argument(metavar="REC", help="A document, .yaml or .json.")],
+    url: Annotated[
+        str | None, typer.Option(help="A deployment that runs; without it what is exported is run here.")
+    ] = None,
+    sla: Annotated[str | None, typer.Option("--sla", help="Which SLA; all if left out.")] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Use the engine in this virtual environment.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Name that the deployment at --url serves the model by.")] = "",
+    token_variable: Annotated[
+        str, typer.Option(help="Environment variable with the bearer token for --url.")
+    ] = "",
+    window: Annotated[
+        str | None, typer.Option(help="Longest window, such as 2m; as long as the SLA takes if left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Verify a contract: serve what it recommends, or ask a deployment, at its operating point."""
+    document = read_recommendation(recommendation)
+    answers = document.slas if sla is None else (answer_for(document, sla),)
+    if not answers:
+        raise InputError(InputProblem(str(recommendation), "has no SLA", "write it anew with recommend -o"))
+    order = wiring.VerifyOrder(
+        document=document,
+        answers=answers,
+        url=url,
+        token_variable=token_variable,
+        served_model=model,
+        environment=engine,
+        window_s=_duration(window) if window else None,
+    )
+    console = Console(stderr=as_json)
+    with stop_signals(console, "stopping: the engine is being ended") as request:
+        try:
+            with progress(console, EngineConfig(engine="")) as sink:
+                found = wiring.run_verification(order, sink, request)
+        except StudyCancelledError as stopped:
+            raise typer.Exit(128 + request.signal) from stopped
+    if as_json:
+        render.print_json(verification_document(found))
+    else:
+        render.print_verifications(found)
+    raise typer.Exit(EXIT_CODES[worst(found)])
+
+
 def demand_of(peak_rate: float | None, daily_curve: str | None) -> Demand | None:
     """The demand that the options tell of; raises InputError."""
     if peak_rate is None:
@@ -133,6 +194,13 @@ def _document(recommendation: str, storage: str | None) -> RecommendationDocumen
     if path.suffix.lower() in SUFFIXES:
         return read_recommendation(path)
     return wiring.recommended(wiring.open_store(storage or wiring.DEFAULT_STORAGE), recommendation)
+
+
+def _duration(text: str) -> float:
+    try:
+        return parse_duration_s(text)
+    except ValueError as wrong:
+        raise InputError(InputProblem("--window", str(wrong))) from wrong
 
 
 def _images(given: Sequence[str]) -> dict[str, str]:

@@ -25,6 +25,7 @@ from autotune.domain.recommendation import Recommendation, Standing, quality_of
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow, TrialState
 from autotune.domain.scoring import LevelScore, SlaVerdict
 from autotune.domain.stats import Interval
+from autotune.domain.verification import Outcome, Verification
 from autotune.wiring import EngineStatus, WrittenRecipe
 
 STYLES = {
@@ -40,6 +41,7 @@ QUALITY_STYLES = {
     QualityState.FAILED: "bold red",
     QualityState.NOT_JUDGED: "yellow",
 }
+OUTCOME_STYLES = {Outcome.HOLDS: "green", Outcome.BROKEN: "bold red", Outcome.NOT_JUDGED: "yellow"}
 
 
 def wide_console() -> Console:
@@ -341,6 +343,24 @@ def print_fleets(document: RecommendationDocument) -> None:
         counts = (plan.replicas, plan.replicas_n_plus_1, f"{plan.devices} ({plan.devices_n_plus_1})")
         table.add_row(answer.name, *map(str, counts), *spent)
     wide_console().print("", table)
+
+
+def print_verifications(found: Sequence[Verification]) -> None:
+    """Print each SLA's verdict, what decided it, and every SLO with its figure."""
+    console = wide_console()
+    for each in found:
+        heading = Text(f"{each.sla}: {each.outcome}", style=OUTCOME_STYLES[each.outcome])
+        if each.rate_rps is not None:
+            measured = (
+                f"{each.rate_rps:.3g} req/s, {each.requests} requests in {show_duration(each.window_s)}"
+            )
+            heading.append(f"  {measured}", style="dim")
+        console.print(heading, soft_wrap=True)
+        for line in each.reasons:
+            console.print(Text(f"  {line}"), soft_wrap=True)
+        for line in (*map(str, each.slos), *map(str, each.figures), *each.remarks):
+            if line not in each.reasons:
+                console.print(Text(f"  {line}", style="dim"), soft_wrap=True)
 
 
 def print_json(document: Any) -> None:

@@ -21,12 +21,14 @@ from autotune.wiring.store import (
     versions_run,
 )
 from autotune.wiring.studies import SPACES, baseline_config, load_study, setting_for, tune
+from autotune.wiring.verification import VerifyOrder, run_verification
 
 __all__ = [
     "DEFAULT_STORAGE",
     "SPACES",
     "EngineStatus",
     "Store",
+    "VerifyOrder",
     "WrittenRecipe",
     "baseline_config",
     "basis_for",
@@ -46,6 +48,7 @@ __all__ = [
     "planner_for",
     "recommended",
     "results",
+    "run_verification",
     "setting_for",
     "traffic_of",
     "tune",

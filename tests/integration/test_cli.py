@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 from fake_environment import MOCK_ENGINE, REFUSED, VERSION, make_fake_environment
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from autotune.adapters.synthetic_model import make_tiny_model
@@ -175,6 +176,61 @@ def test_new_slas_are_scored_from_the_archive(finished: Path) -> None:
     assert strict["slas"][0]["reason"] == "no configuration met strict at any measured load"
 
 
+def recommended(folder: Path) -> dict[str, Any]:
+    """The document of the finished study as it is written to files, YAML and JSON alike."""
+    autotune = runner(folder)
+    autotune("recommend", "small", "-o", "rec.yaml", "--peak-rate", "1000", "--daily-curve", "0,0.5,1")
+    autotune("recommend", "small", "-o", "rec.json")
+    read: dict[str, Any] = YAML(typ="safe").load((folder / "rec.yaml").read_text())
+    plain = json.loads((folder / "rec.json").read_text())
+    assert [sla.pop("fleet")["replicas_n_plus_1"] > 1 for sla in read["slas"]] == [True, True]
+    for sla in (*read["slas"], *plain["slas"]):
+        for key in ("fleet", "fleet_reason", "withheld"):
+            sla.pop(key, None)
+    assert read == plain
+    return read
+
+
+@pytest.mark.usefixtures("no_engine_left")
+def test_a_contract_is_written_exported_and_verified(finished: Path) -> None:
+    autotune, document = runner(finished), recommended(finished)
+    assert document["slas"][0]["fingerprint"]["engine_version"] == VERSION
+    script = finished / "serve.sh"
+    autotune("export", "rec.yaml", "--sla", "interactive", "--form", "shell", "-o", "serve.sh")
+    assert "vllm serve" in script.read_text()
+    assert os.access(script, os.X_OK)
+    same = autotune("export", "small", "--sla", "interactive", "--form", "shell").stdout
+    assert same.strip() == script.read_text().strip()
+    assert "name one of: interactive, bulk" in autotune("export", "rec.yaml", "--form", "lws", code=2).stderr
+
+    holds = autotune("verify", "rec.yaml", "--sla", "interactive").stdout
+    assert "interactive: holds" in holds
+
+    # A bound below what was measured: the pipeline is told which one.
+    broken = (finished / "rec.yaml").read_text().replace("ttft: 0.06s", "ttft: 0.001s")
+    (finished / "broken.yaml").write_text(broken)
+    told = autotune("verify", "broken.yaml", "--sla", "interactive", "--json", code=1)
+    verdict = json.loads(told.stdout)
+    assert verdict["outcome"] == "broken"
+    (sla,) = verdict["slas"]
+    assert [slo["slo"].partition("<=")[0] for slo in sla["slos"] if slo["kept"] < slo["promised"]] == ["ttft"]
+    assert sla["reasons"][0].startswith("ttft<=1ms: p80 is ")
+
+
+@pytest.mark.usefixtures("no_engine_left")
+def test_an_artifact_that_does_not_serve_is_broken_and_a_silent_url_not_judged(finished: Path) -> None:
+    autotune = runner(finished)
+    recommended(finished)
+    text = (finished / "rec.json").read_text()
+    (finished / "dies.json").write_text(text.replace('"serve"', '"serve", "--mock-fail", "unknown-flag"'))
+    dies = autotune("verify", "dies.json", "--sla", "bulk", code=1).stdout
+    assert "does not serve: refused arguments" in dies
+    (finished / "old.json").write_text(text.replace('"schema_version": "1"', '"schema_version": "0"'))
+    assert "this package reads '1'" in autotune("verify", "old.json", code=2).stderr
+    (finished / "odd.yaml").write_text("a: [1")
+    assert "is no YAML" in autotune("export", "odd.yaml", "--form", "shell", code=2).stderr
+
+
 def started(folder: Path, engine: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "autotune", "tune", "small.yaml", "--engine", f"vllm={engine}"],
@@ -330,7 +386,7 @@ def test_validate_opens_the_files_of_workloads(
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    commands = ["tune", "resume", "recommend", "show", "validate", "schema"]
+    commands = ["tune", "resume", "recommend", "show", "validate", "schema", "export", "verify"]
     groups = [["engines", "install"], ["engines", "list"], ["engines", "check"], ["models", "make"]]
     for command in [[name] for name in commands] + groups:
         assert "Example" in CliRunner().invoke(app, [*command, "--help"]).stdout, command
