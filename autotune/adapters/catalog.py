@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import sqlalchemy as sa
 
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import InputError, InputProblem
+from autotune.domain.observations import Observation
 from autotune.domain.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
 
 SCHEMA_VERSION = 2
@@ -48,6 +49,15 @@ _TRIALS = sa.Table(
     sa.Column("objectives", sa.Text, nullable=False),
     sa.Column("quality", sa.String(20)),
 )
+
+_OBSERVATIONS = sa.Table(
+    "autotune_observations",
+    _METADATA,
+    sa.Column("study", sa.String(100), primary_key=True),
+    sa.Column("key", sa.String(64), primary_key=True),
+    sa.Column("observation", sa.Text, nullable=False),
+)
+"""What other tools measured; added without a new version, since no reader of the others' minds it."""
 
 
 class SqlCatalog:
@@ -156,6 +166,19 @@ class SqlCatalog:
         query = sa.select(_TRIALS.c.state, sa.func.count()).group_by(_TRIALS.c.state)
         with self._engine.connect() as connection:
             return {TrialState(state): count for state, count in connection.execute(query)}
+
+    def put_observation(self, study: str, observation: Observation) -> None:
+        """Insert what another tool measured, or replace it."""
+        key = (_OBSERVATIONS.c.study == study) & (_OBSERVATIONS.c.key == observation.key)
+        text = json.dumps(asdict(observation))
+        self._replace(_OBSERVATIONS, key, {"study": study, "key": observation.key, "observation": text})
+
+    def observations(self, study: str) -> tuple[Observation, ...]:
+        """What other tools measured of a study's question, in order of their keys."""
+        query = sa.select(_OBSERVATIONS.c.observation).where(_OBSERVATIONS.c.study == study)
+        with self._engine.connect() as connection:
+            rows = connection.scalars(query.order_by(_OBSERVATIONS.c.key))
+            return tuple(Observation(**json.loads(row)) for row in rows)
 
     def _replace(self, table: sa.Table, key: sa.ColumnElement[bool], values: dict[str, Any]) -> None:
         with self._engine.begin() as connection:

@@ -22,7 +22,7 @@ from autotune.adapters.accelerator_constants import read_accelerators
 from autotune.adapters.engine_env import EngineEnvironments
 from autotune.adapters.recommendation_file import form_of, write_file, written
 from autotune.adapters.study_file import SourceFile, read_slas, study_schema
-from autotune.cli import deploy, engines, models, render, web, workload
+from autotune.cli import deploy, engines, models, render, render_deploy, web, workload
 from autotune.cli.progress import progress
 from autotune.cli.stopping import stop_signals
 from autotune.domain.contract import recommendation_schema
@@ -31,6 +31,7 @@ from autotune.domain.errors import AutotuneError, InputError, InputProblem, Stud
 from autotune.domain.launch import LaunchContext
 from autotune.domain.ledger import Ledger
 from autotune.domain.node import describe
+from autotune.domain.observations import observations_document
 from autotune.domain.recommendation import Recommendation, Standing, ledger_for, recommend
 from autotune.domain.records import TrialRow, TrialState
 from autotune.domain.sla import Sla
@@ -136,7 +137,7 @@ def recommend_command(  # noqa: PLR0917 - typer's options
     study, found = _recommendations(store, study_name, slas)
     _print_recommendations(study, found)
     if demand:
-        render.print_fleets(document)
+        render_deploy.print_fleets(document)
     if output:
         Console(stderr=True).print(f"written to {output}", style="dim")
     raise typer.Exit(OK if any(r.best for r in found) else NOTHING)
@@ -163,10 +164,13 @@ def show(
     if trial is not None:
         _show_trial(store, study, trials, trial, as_json=as_json)
     elif as_json:
-        render.print_json(trials_document(row.name, trials))
+        observations = observations_document(store.catalog.observations(row.name))
+        render.print_json({**trials_document(row.name, trials), "observations": observations})
     else:
         slas = [sla.name for sla in study.slas]
         render.print_trials(render.wide_console(), trials, study.default_config(), slas)
+        if observations_of := store.catalog.observations(row.name):
+            render_deploy.print_observations(observations_of)
 
 
 def _show_trial(

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from autotune import wiring
+from autotune.adapters.imported_results import read_results
 from autotune.adapters.recommendation_file import (
     SUFFIXES,
     read_recommendation,
@@ -18,7 +19,7 @@ from autotune.adapters.recommendation_file import (
     write_file,
     yaml_text,
 )
-from autotune.cli import render
+from autotune.cli import render, render_deploy
 from autotune.cli.progress import progress
 from autotune.cli.stopping import stop_signals
 from autotune.domain.config import EngineConfig
@@ -27,6 +28,7 @@ from autotune.domain.errors import InputError, InputProblem, StudyCancelledError
 from autotune.domain.exports.forms import Form, Order, export, notes
 from autotune.domain.fleet import Demand
 from autotune.domain.quantities import parse_duration_s
+from autotune.domain.study_drift import drift_document, study_drift
 from autotune.domain.verification import Outcome, verification_document, worst
 
 PeakRate = Annotated[
@@ -62,6 +64,10 @@ autotune verify rec.yaml --sla interactive
 autotune verify rec.yaml --url https://llm.example --token-variable LLM_TOKEN --json
 
 Exit codes: 0 holds; 1 broken; 3 could not be judged; 2 wrong input."""
+DRIFT_EXAMPLES = """Example: autotune drift nightly-0.32 nightly-0.33
+
+Exit codes: 0 keep what is deployed; 1 tune again; 3 could not be compared; 2 wrong input."""
+IMPORT_EXAMPLE = "Example: autotune import result.json profile_export_aiperf.json --study quickstart"
 EXIT_CODES = {Outcome.HOLDS: 0, Outcome.BROKEN: 1, Outcome.NOT_JUDGED: 3}
 
 
@@ -69,6 +75,8 @@ def register(app: typer.Typer) -> None:
     """Give the application these commands."""
     app.command("export", epilog=EXPORT_EXAMPLES)(export_command)
     app.command("verify", epilog=VERIFY_EXAMPLES)(verify_command)
+    app.command("drift", epilog=DRIFT_EXAMPLES)(drift_command)
+    app.command("import", epilog=IMPORT_EXAMPLE)(import_command)
 
 
 def export_command(  # noqa: PLR0917 - typer's options
@@ -158,8 +166,41 @@ def verify_command(  # noqa: PLR0917 - typer's options
     if as_json:
         render.print_json(verification_document(found))
     else:
-        render.print_verifications(found)
+        render_deploy.print_verifications(found)
     raise typer.Exit(EXIT_CODES[worst(found)])
+
+
+def drift_command(
+    before: Annotated[str, typer.Argument(metavar="STUDY_A", help="The study of what is deployed.")],
+    after: Annotated[str, typer.Argument(metavar="STUDY_B", help="The same on another engine version.")],
+    storage: Storage = None,
+    storage_b: Annotated[str | None, typer.Option(help="Storage of STUDY_B, if it is another.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
+) -> None:
+    """Compare two studies of one question across engine versions: what changed, and whether to tune again."""
+    first = wiring.open_store(storage or wiring.DEFAULT_STORAGE)
+    second = wiring.open_store(storage_b) if storage_b else first
+    found = study_drift(wiring.studied(first, before), wiring.studied(second, after))
+    if as_json:
+        render.print_json(drift_document(found))
+    else:
+        render_deploy.print_drift(found)
+    raise typer.Exit(1 if found.tune_again else 0 if found.judged else 3)
+
+
+def import_command(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Results of other load generators.")],
+    study: Annotated[str, typer.Option(help="Study to keep them beside.")],
+    storage: Storage = None,
+) -> None:
+    """Import results of `vllm bench serve`, AIPerf and GuideLLM: points beside a study's, never ranked."""
+    store = wiring.open_store(storage or wiring.DEFAULT_STORAGE)
+    row, _ = store.study(study)
+    # All are read before any is kept: a file that is refused leaves nothing behind.
+    found = [each for path in files for each in read_results(path)]
+    for each in found:
+        store.catalog.put_observation(row.name, each)
+    render_deploy.print_observations(found)
 
 
 def demand_of(peak_rate: float | None, daily_curve: str | None) -> Demand | None:

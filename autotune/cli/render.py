@@ -14,7 +14,6 @@ from rich.text import Text
 
 from autotune.domain.commands import shell_commands
 from autotune.domain.config import EngineConfig
-from autotune.domain.contract import RecommendationDocument
 from autotune.domain.document import Ledgers
 from autotune.domain.ledger import Basis, Figure, Ledger
 from autotune.domain.measurement import Floats, Measurement
@@ -25,7 +24,6 @@ from autotune.domain.recommendation import Recommendation, Standing, quality_of
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow, TrialState
 from autotune.domain.scoring import LevelScore, SlaVerdict
 from autotune.domain.stats import Interval
-from autotune.domain.verification import Outcome, Verification
 from autotune.wiring import EngineStatus, WrittenRecipe
 
 STYLES = {
@@ -41,7 +39,6 @@ QUALITY_STYLES = {
     QualityState.FAILED: "bold red",
     QualityState.NOT_JUDGED: "yellow",
 }
-OUTCOME_STYLES = {Outcome.HOLDS: "green", Outcome.BROKEN: "bold red", Outcome.NOT_JUDGED: "yellow"}
 
 
 def wide_console() -> Console:
@@ -326,41 +323,6 @@ def recipes_markdown(written: Sequence[WrittenRecipe]) -> str:
         for role, command in shell_commands(each.launch).items():
             parts.append(f"```sh\n# {role}\n{command}\n```\n")
     return "\n".join(parts)
-
-
-def print_fleets(document: RecommendationDocument) -> None:
-    """Print for each SLA what a fleet for the demand is made of and draws."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for heading in ("fleet for", "replicas", "N+1", "devices (N+1)", "kWh/day always on", "kWh/day scaled"):
-        table.add_column(heading)
-    for answer in document.slas:
-        if (plan := answer.fleet) is None:
-            table.add_row(answer.name, f"withheld: {answer.fleet_reason}")
-            continue
-        spent = (
-            f"{each.joules_per_day / 3.6e6:.4g}" if each else "-" for each in (plan.always_on, plan.scaled)
-        )
-        counts = (plan.replicas, plan.replicas_n_plus_1, f"{plan.devices} ({plan.devices_n_plus_1})")
-        table.add_row(answer.name, *map(str, counts), *spent)
-    wide_console().print("", table)
-
-
-def print_verifications(found: Sequence[Verification]) -> None:
-    """Print each SLA's verdict, what decided it, and every SLO with its figure."""
-    console = wide_console()
-    for each in found:
-        heading = Text(f"{each.sla}: {each.outcome}", style=OUTCOME_STYLES[each.outcome])
-        if each.rate_rps is not None:
-            measured = (
-                f"{each.rate_rps:.3g} req/s, {each.requests} requests in {show_duration(each.window_s)}"
-            )
-            heading.append(f"  {measured}", style="dim")
-        console.print(heading, soft_wrap=True)
-        for line in each.reasons:
-            console.print(Text(f"  {line}"), soft_wrap=True)
-        for line in (*map(str, each.slos), *map(str, each.figures), *each.remarks):
-            if line not in each.reasons:
-                console.print(Text(f"  {line}", style="dim"), soft_wrap=True)
 
 
 def print_json(document: Any) -> None:

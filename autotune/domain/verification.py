@@ -132,7 +132,8 @@ def judge(answer: SlaAnswer, record: LaunchRecord) -> Verification:
         broken = [f"{share}, most often broken: {worst_kept}"]
     if score.oversaturated:
         broken.append(f"the queue only grew at {rate_rps:.3g} req/s: it carries less than the contract says")
-    broken += [str(each) for each in figures if each.broken]
+    # Where SLOs are broken fewer tokens are good: that says nothing more.
+    broken = broken or [str(each) for each in figures if each.broken]
     if record.failure is not None:
         broken.append(f"it failed afterwards: {record.failure.failure_class}: {record.failure.line}")
     outcome = Outcome.BROKEN if broken else Outcome.HOLDS
@@ -239,7 +240,7 @@ def _figures(
                 score.tokens_per_joule_interval,
             )
         )
-    elif score.power_basis is not PowerBasis.ESTIMATED:
+    elif score.power_basis is not PowerBasis.ESTIMATED and score.goodput_tok_per_s > 0:
         basis = f"{score.power_basis} here, {answer.power_basis} in the contract"
         remarks = (f"joules are not compared: {', '.join(score.energy_reasons) or basis}",)
     return tuple(each for each in findings if each), remarks

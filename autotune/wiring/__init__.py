@@ -11,7 +11,7 @@ from autotune.wiring.engines import (
     paper_context,
 )
 from autotune.wiring.recipes import WrittenRecipe, written_recipes
-from autotune.wiring.recommendations import deployment_for, device_kind, for_dynamo, recommended
+from autotune.wiring.recommendations import deployment_for, device_kind, for_dynamo, recommended, studied
 from autotune.wiring.store import (
     DEFAULT_STORAGE,
     Store,
@@ -50,6 +50,7 @@ __all__ = [
     "results",
     "run_verification",
     "setting_for",
+    "studied",
     "traffic_of",
     "tune",
     "versions_run",

@@ -20,6 +20,7 @@ from autotune.domain.ledger import Ledger
 from autotune.domain.recommendation import Candidate, Recommendation, Standing, ledger_for, recommend
 from autotune.domain.sla import Sla
 from autotune.domain.study import EngineSpec, StudySpec
+from autotune.domain.study_drift import Studied
 from autotune.wiring.engines import launcher_of
 from autotune.wiring.store import Store, results
 
@@ -76,6 +77,12 @@ def document_of(
         model_revision=_revision(study),
     )
     return recommendation_document(study, found, around)
+
+
+def studied(store: Store, name: str) -> Studied:
+    """A study with what it found, to be compared with another; raises InputError."""
+    study, rows, candidates = results(store, name)
+    return Studied(study=study, rows=rows, candidates=candidates)
 
 
 def deployed(study: StudySpec, candidate: Candidate) -> Deployment:

@@ -231,6 +231,18 @@ def test_an_artifact_that_does_not_serve_is_broken_and_a_silent_url_not_judged(f
     assert "is no YAML" in autotune("export", "odd.yaml", "--form", "shell", code=2).stderr
 
 
+def test_a_study_that_drifted_nowhere_and_results_of_others(finished: Path) -> None:
+    autotune = runner(finished)
+    same = json.loads(autotune("drift", "small", "small", "--json").stdout)
+    assert (same["tune_again"], [sla["change"] for sla in same["slas"]]) == (False, ["same", "same"])
+    results = [str(path) for path in sorted((Path(__file__).parents[1] / "data" / "imported").glob("*.json"))]
+    assert "measured by others, not ranked" in autotune("import", *results, "--study", "small").stdout
+    shown = json.loads(autotune("show", "small", "--json").stdout)
+    assert len(shown["observations"]) == 5
+    assert not any(each["ranked"] for each in shown["observations"])
+    assert "known: small" in autotune("import", *results, "--study", "other", code=2).stderr
+
+
 def started(folder: Path, engine: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "autotune", "tune", "small.yaml", "--engine", f"vllm={engine}"],
@@ -386,7 +398,18 @@ def test_validate_opens_the_files_of_workloads(
 
 
 def test_every_command_has_help_with_an_example() -> None:
-    commands = ["tune", "resume", "recommend", "show", "validate", "schema", "export", "verify"]
+    commands = [
+        "tune",
+        "resume",
+        "recommend",
+        "show",
+        "validate",
+        "schema",
+        "export",
+        "verify",
+        "drift",
+        "import",
+    ]
     groups = [["engines", "install"], ["engines", "list"], ["engines", "check"], ["models", "make"]]
     for command in [[name] for name in commands] + groups:
         assert "Example" in CliRunner().invoke(app, [*command, "--help"]).stdout, command
