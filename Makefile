@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --ed
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help tune test test-unit test-e2e test-long lint parallelism bench-overhead bench-load bench-pairs bench-repeats bench-coverage clean prerequisites engine
+.PHONY: help tune test test-unit test-e2e test-long lint parallelism bench-overhead bench-load bench-pairs bench-repeats bench-coverage bench-web clean prerequisites engine
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bench-repeats: engine .models/tiny-dense/config.json ## whether printed interval
 
 bench-coverage: $(INSTALLED) ## how often intervals hold, by simulation
 	@$(BIN)/python bench/coverage.py
+
+bench-web: $(INSTALLED_DEV) ## how fast the pages are with 10,000 trials in the store
+	@$(BIN)/python bench/web.py
 
 clean: ## remove what was made here; studies and installed engines stay
 	rm -rf $(VENV) .models build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

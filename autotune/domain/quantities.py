@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, ByteSize, Field, PlainSerializer, WithJsonSchema
 
+LONGEST_S = 1e12
+"""Longer than anyone waits; what is infinite could not be written."""
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([a-z]+)")
 
@@ -19,7 +21,9 @@ def parse_duration_s(text: Any) -> float:
         whole = "".join(number + unit for number, unit in parts)
         if parts and whole == re.sub(r"\s+", "", text) and all(unit in _SECONDS for _, unit in parts):
             # To the microsecond, as write_duration: 9ms is 0.009 s, not 0.009000000000000001 s.
-            return round(sum(float(number) * _SECONDS[unit] for number, unit in parts), 6)
+            seconds = round(sum(float(number) * _SECONDS[unit] for number, unit in parts), 6)
+            if seconds <= LONGEST_S:
+                return seconds
     raise ValueError(f"{text!r} is no duration; write a number with its unit, such as 500ms, 2s, 12m or 1h")
 
 

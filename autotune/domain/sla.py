@@ -101,7 +101,7 @@ Percentile = Annotated[
     PlainSerializer(_write_percentile, return_type=str),
     WithJsonSchema({"type": "string", "pattern": f"^{PERCENTILE}$", "examples": ["p95"]}),
 ]
-TokensPerS = Annotated[float, Field(gt=0)]
+TokensPerS = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 BoundSet = tuple[tuple[Metric, float], ...]

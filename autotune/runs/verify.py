@@ -12,7 +12,8 @@ from autotune.domain.contract import SlaAnswer
 from autotune.domain.deployment import Deployment
 from autotune.domain.launch import Evidence, Failure, LaunchContext, LaunchSpec, ProcessSpec
 from autotune.domain.level import Level
-from autotune.domain.ports import Cancelled, EventSink, Launcher, LauncherTraits
+from autotune.domain.ports import EventSink, Launcher, LauncherTraits
+from autotune.domain.progress import Cancelled
 from autotune.domain.records import Purpose
 from autotune.domain.study import StudySpec
 from autotune.domain.verification import Verification, judge

@@ -37,13 +37,14 @@ _LOG = logging.getLogger("autotune.web")
 def create_app(store: Store, options: ServeOptions | None = None) -> ASGIApp:
     """Everything that ``autotune serve`` answers with, guarded; raises InputError for unsafe options."""
     options = (options or ServeOptions()).checked()
-    dashboard: Any = WSGIMiddleware(optuna_dashboard.wsgi(store.url, store.artifacts))
-    return Guard(bare_app(store, options), dashboard=dashboard, options=options)
-
-
-def bare_app(store: Store, options: ServeOptions) -> FastAPI:
-    """The application without its guard, whose OpenAPI document is ``/api/v1/openapi.json``."""
     reader = StudyReader(store)
+    dashboard: Any = WSGIMiddleware(optuna_dashboard.wsgi(reader.storage, store.artifacts))
+    return Guard(bare_app(reader, options), dashboard=dashboard, options=options)
+
+
+def bare_app(reader: StudyReader, options: ServeOptions) -> FastAPI:
+    """The application without its guard, whose OpenAPI document is ``/api/v1/openapi.json``."""
+    store = reader.store
     gallery = Gallery(reader, read_accelerators())
     metrics = Metrics(store.catalog)
     pages = Pages(gallery, options)

@@ -150,7 +150,7 @@ def picture(  # noqa: PLR0913 - all of it is on the picture
             "annotations": notes,
             "hovermode": "closest",
             "legend": {"orientation": "h", "y": -0.18, "x": 0, "font": {"size": 11}},
-            "margin": {"l": 70, "r": 20, "t": 44 + 14 * len(regions), "b": 60},
+            "margin": {"l": 70, "r": 20, "t": 58 + 14 * len(regions), "b": 60},
         },
     }
 

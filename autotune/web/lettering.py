@@ -80,9 +80,10 @@ def note(text: str, above: int) -> dict[str, Any]:
         "y": 1,
         "yshift": 10 + 14 * above,
         "xanchor": "right",
+        "align": "right",
         "yanchor": "bottom",
         "showarrow": False,
-        "text": escape(text),
+        "text": escape(text).replace(": ", ":<br>"),
         "font": {"size": 11},
         "meta": "note",
     }

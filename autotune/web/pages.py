@@ -102,9 +102,9 @@ class Pages:
 
     def study(self, study: StudyName) -> Response:
         """A study: the answers, the picture, the sliders."""
-        live = self._live(study)
+        answers, live = self._answers(study), self._live(study)
         sliders = [sliders_of(sla) for sla in live["spec"].slas]
-        return self._show("study.html", sliders=sliders, **{**live, **self._answers(study)})
+        return self._show("study.html", sliders=sliders, **(live | answers))
 
     def answers(self, study: StudyName) -> Response:
         """The part of a study's page that changes as launches are read."""

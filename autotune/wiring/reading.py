@@ -59,7 +59,7 @@ class StudyReader:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._storage = optuna.storages.get_storage(store.url)
+        self.storage = optuna.storages.get_storage(store.url)
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="study-reader")
         self._shelves: OrderedDict[str, _Shelf] = OrderedDict()
         self._lock = threading.Lock()
@@ -95,7 +95,7 @@ class StudyReader:
 
     def importances(self, name: str, objective: int) -> dict[str, float] | None:
         """Importances for one objective; None where they were not ready by IMPORTANCE_DEADLINE_S."""
-        job = self._pool.submit(importances, name, self._storage, objective=objective)
+        job = self._pool.submit(importances, name, self.storage, objective=objective)
         with suppress(TimeoutError):
             return job.result(timeout=IMPORTANCE_DEADLINE_S)
         job.cancel()
@@ -142,8 +142,8 @@ class StudyReader:
         return row
 
     def _read_record(self, name: str, number: int) -> LaunchRecord:
-        study = optuna.load_study(study_name=name, storage=self._storage)
-        return ArtifactArchive(study, self.store.artifacts, self._storage).load(name, number)
+        study = optuna.load_study(study_name=name, storage=self.storage)
+        return ArtifactArchive(study, self.store.artifacts, self.storage).load(name, number)
 
 
 def _settled(shelf: _Shelf) -> set[int]:

@@ -15,7 +15,8 @@ from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.evidence import EvidenceLevel
 from autotune.domain.exports.forms import notes
 from autotune.domain.exports.shell import shell_script
-from autotune.domain.ports import Cancelled, EventSink
+from autotune.domain.ports import EventSink
+from autotune.domain.progress import Cancelled
 from autotune.domain.quality import QualitySpec
 from autotune.domain.space import SearchSpace
 from autotune.domain.study import Budget, EngineSpec, PowerSpec, StudySpec

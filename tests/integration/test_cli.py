@@ -8,88 +8,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from fake_environment import MOCK_ENGINE, REFUSED, VERSION, make_fake_environment
+from fake_environment import MOCK_ENGINE, REFUSED, VERSION
 from ruamel.yaml import YAML
+from small_study import Autotune, make_folder, own_env, runner
 from typer.testing import CliRunner
 
-from autotune.adapters.synthetic_model import make_tiny_model
 from autotune.cli.app import app
-
-STUDY = """
-name: small
-model: {model}
-engines:
-  - name: vllm
-    fixed: {{ context_length: 2048 }}
-    env: {{ MOCK_TTFT_MS: "5", MOCK_TPOT_MS: "2", MOCK_TPOT_PER_SEQ_MS: "0.5" }}
-hardware: {{ cpus: 2 }}
-workloads:
-  - {{ name: chat, input_tokens: 16, output_tokens: 8 }}
-slas:
-  - {{ name: interactive, attainment: 0.8, slos: {{ ttft: 60ms, tpot: 12ms }} }}
-  - {{ name: bulk, contract: percentile, slos: {{ e2e: {{ p80: 500ms }} }} }}
-space:
-  dimensions:
-    max_num_seqs: [default, 2, 4]
-    block_size: [default, 16]
-    pipeline_parallel: [default, 2]
-try_first:
-  - {{ block_size: 16 }}
-  - {{ pipeline_parallel: 2 }}
-budget: {{ launches: 6, wall_time: 5m }}
-measurement:
-  warmup: 100ms
-  window: 600ms
-  longest_window: 1s
-  final_window: 1s
-  longest_warmup: 1s
-  most_levels: 3
-  saturating_concurrency: 8
-  start_timeout: 20s
-"""
-
-Autotune = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_fake_environment(tmp_path_factory.mktemp("engine"))
-
-
-def make_folder(path: Path) -> Path:
-    make_tiny_model(path / "model")
-    (path / "small.yaml").write_text(STUDY.format(model=path / "model"))
-    return path
-
-
-def runner(folder: Path) -> Autotune:
-    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "autotune", *arguments],
-            cwd=folder,
-            env=own_env(folder),
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
-
-    return run
-
-
-def own_env(folder: Path) -> dict[str, str]:
-    """Nothing of this user's: leases, engines and caches of the tests are their own."""
-    homes = {"HOME": str(folder), "XDG_STATE_HOME": str(folder / "state")}
-    own = {"AUTOTUNE_HOME": str(folder / "home"), "COLUMNS": "200", "PATH": "/usr/bin:/bin"}
-    return {**os.environ, **homes, **own}
 
 
 @pytest.fixture
@@ -100,15 +30,6 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def autotune(folder: Path) -> Autotune:
     return runner(folder)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, engine: Path) -> Path:
-    """A folder in which a whole study was run; tests only read it."""
-    folder = make_folder(tmp_path_factory.mktemp("finished"))
-    done = runner(folder)("tune", "small.yaml", "--engine", f"vllm={engine}")
-    (folder / "printed.txt").write_text(done.stdout)
-    return folder
 
 
 @pytest.fixture

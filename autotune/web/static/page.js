@@ -27,7 +27,14 @@
     box.figure = figure;
     const { data, layout } = themed(figure);
     const small = box.clientWidth < 620;
-    if (small) { layout.margin = { ...layout.margin, l: 48, r: 8 }; if (layout.legend) layout.legend.font = { size: 10 }; }
+    if (small) {
+      layout.margin = { ...layout.margin, l: 52, r: 8 };
+      layout.font.size = 11;
+      if (layout.legend) layout.legend.font = { size: 10 };
+      for (const key of Object.keys(layout).filter((k) => /^[xy]axis\d*$/.test(k)))
+        if (layout[key].title) layout[key].title = { text: layout[key].title.text.split(" (")[0], font: { size: 11 } };
+      for (const note of layout.annotations || []) if (note.font?.size === 11) note.font = { ...note.font, size: 9 };
+    }
     if (layout.height) box.style.height = `${layout.height}px`;
     box.querySelector(".waiting")?.remove();
     await Plotly.react(box, data, layout, CONFIG);
