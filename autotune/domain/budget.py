@@ -65,3 +65,12 @@ def finals(rows: Sequence[TrialRow], study: StudySpec, count: int) -> Spend:
     ranks = max((row.config.devices for row in judged), default=1)
     wall_s = count * (start_s + load_s)
     return Spend(launches=count, wall_s=wall_s, device_s=wall_s * ranks)
+
+
+def soak(rows: Sequence[TrialRow], study: StudySpec, levels: int) -> Spend:
+    """What one launch that soaks at so many levels will likely cost."""
+    judged = [row for row in rows if was_judged(row)]
+    start_s = median([row.launch_s for row in judged] or [0.0])
+    wall_s = start_s + levels * (study.measurement.warmup + study.soak_s)
+    ranks = max((row.config.devices for row in judged), default=1)
+    return Spend(launches=1, wall_s=wall_s, device_s=wall_s * ranks)

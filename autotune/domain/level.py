@@ -7,11 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One load to measure: open loop at ``rate_rps``, or closed loop with ``concurrency`` in flight."""
+    """One load to measure: open loop at ``rate_rps``, or closed loop with ``concurrency`` in flight.
+
+    ``bursty`` bunches arrivals that would come evenly.
+    """
 
     workload: str
     rate_rps: float | None = None
     concurrency: int | None = None
+    bursty: bool = False
 
     def __post_init__(self) -> None:
         if (self.rate_rps is None) == (self.concurrency is None):

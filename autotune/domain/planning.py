@@ -48,6 +48,7 @@ def plan_load(
         raise ValueError(
             f"workload {workload.name}: traffic belongs to a workload with a file, and only there"
         )
+    workload = workload.under(level)
     draw = _Draw(workload, level, duration_s, np.random.default_rng(seed), traffic)
     if workload.conversations is not None:
         requests = _conversations(draw, workload.conversations)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from autotune.domain.accelerators import AcceleratorTable
+from autotune.domain.config import EngineConfig
 from autotune.domain.digest import LevelDigest, digest
+from autotune.domain.gain import Gain, gain_of
 from autotune.domain.ledger import Ledger, SideReadings, ledger_of
 from autotune.domain.measurement import LoadCurve
 from autotune.domain.power import PowerScope
@@ -24,12 +26,13 @@ from autotune.domain.scoring import (
     score_level,
 )
 from autotune.domain.sla import Sla
+from autotune.domain.soak import soak_trouble
 from autotune.domain.study import StudySpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A configuration with all that was measured of it: its search launch and, if any, its final one.
+    """A configuration with all that was measured of it: its search launch and, if any, its final and soak.
 
     Without slots: what scoring needs of its levels is kept once it was asked for.
     """
@@ -37,6 +40,7 @@ class Candidate:
     row: TrialRow
     launch: LaunchRecord
     final: LaunchRecord | None = None
+    soak: LaunchRecord | None = None
 
     @property
     def curve(self) -> LoadCurve:
@@ -95,7 +99,10 @@ class Standing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """The answer for one SLA; ``best`` is None, with a reason, where it is withheld."""
+    """The answer for one SLA; ``best`` is None, with a reason, where it is withheld.
+
+    ``shown`` is false where nothing was shown to beat the engine's defaults; they are the best then.
+    """
 
     sla: Sla
     best: Standing | None
@@ -103,6 +110,18 @@ class Recommendation:
     baseline: Standing | None
     has_baseline: bool = False
     reason: str = ""
+    runner_up: Standing | None = None
+    shown: bool = True
+
+    @property
+    def over_defaults(self) -> Gain | None:
+        """By how much the best beats the engine's defaults; None where one is missing, or both are one."""
+        return _gain(self.best, self.defaults)
+
+    @property
+    def over_runner_up(self) -> Gain | None:
+        """By how much it beats the next best."""
+        return _gain(self.best, self.runner_up)
 
 
 def standing(candidate: Candidate, sla: Sla, study: StudySpec) -> Standing | None:
@@ -155,23 +174,92 @@ def recommend(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Re
     """
     standings = _on_one_node([s for c in candidates if (s := standing(c, sla, study)) is not None])
     finalists = [s for s in standings if s.confirmed]
-    barred = {s.candidate.row.number: why for s in standings if (why := _bar(s.candidate, candidates, study))}
+    barred = {
+        s.candidate.row.number: why for s in standings if (why := quality_bar(s.candidate, candidates, study))
+    }
     proven = [s for s in standings if s.candidate.row.number not in barred]
-    eligible = [s for s in finalists or proven if s.may_win and s in proven]
-    best = max(eligible, key=lambda s: s.figures.objective, default=None)
+    eligible = ranked([s for s in finalists or proven if s.may_win and s in proven], study)
+    best = eligible[0] if eligible else None
     # Of the winner's engine, and by configuration, not purpose: production may run the defaults.
     engine = study.engine(best.candidate.row.config.engine) if best else None
     defaults = study.default_config(engine)
+    others = sorted(eligible[1:], key=_lower_bound, reverse=True)
+    runner_up = next((s for s in others if s.candidate.row.config.key != defaults.key), None)
     passed_over = _passed_over(best, standings, barred)
+    unshown = _nothing_shown(best, runner_up, defaults) if finalists else ""
     why = _reason(best, proven or standings, candidates, sla) if proven or not passed_over else ""
+    if best and (trouble := _trouble_in_soak(best, sla, study)):
+        best, why, unshown = None, trouble, ""
     return Recommendation(
         sla=sla,
         best=best,
         defaults=next((s for s in standings if s.candidate.row.config.key == defaults.key), None),
         baseline=next((s for s in standings if s.candidate.row.purpose is Purpose.BASELINE), None),
         has_baseline=study.baseline is not None,
-        reason="; ".join(filter(None, [why, passed_over])),
+        reason="; ".join(filter(None, [why, unshown, passed_over])),
+        runner_up=runner_up if best else None,
+        shown=not unshown,
     )
+
+
+def ranked(standings: Sequence[Standing], study: StudySpec) -> tuple[Standing, ...]:
+    """Best first, by the lower end of the objective's interval.
+
+    Of those within the noise of the first: fewer devices first, then fewer departures from the defaults.
+    """
+    by_bound = sorted(standings, key=_lower_bound, reverse=True)
+    if not by_bound:
+        return ()
+    lead = by_bound[0]
+    tied = [s for s in by_bound if s is lead or not _beats(lead, s)]
+    tied.sort(key=lambda s: (s.candidate.row.config.devices, departures(s.candidate.row.config, study)))
+    return (*tied, *(s for s in by_bound if s not in tied))
+
+
+def departures(config: EngineConfig, study: StudySpec) -> int:
+    """In how many words a configuration departs from its engine's defaults."""
+    own, usual = config.words, study.default_config(study.engine(config.engine)).words
+    return sum(own.get(word) != usual.get(word) for word in own.keys() | usual.keys())
+
+
+def _lower_bound(standing: Standing) -> float:
+    return standing.figures.objective_interval.low
+
+
+def _gain(one: Standing | None, other: Standing | None) -> Gain | None:
+    if one is None or other is None or one.candidate.row.number == other.candidate.row.number:
+        return None
+    mine, theirs = one.figures, other.figures
+    if mine.objective <= 0 or theirs.objective <= 0:
+        return None
+    return gain_of(mine.objective, mine.objective_interval, theirs.objective, theirs.objective_interval)
+
+
+def _beats(one: Standing, other: Standing) -> bool:
+    gain = _gain(one, other)
+    return gain is not None and gain.shown
+
+
+def _nothing_shown(best: Standing | None, rival: Standing | None, defaults: EngineConfig) -> str:
+    """Says that the defaults stand because nothing was shown to beat them; empty where they won, or lost."""
+    if best is None or rival is None or best.candidate.row.config.key != defaults.key or _beats(best, rival):
+        return ""
+    gain = _gain(rival, best)
+    ahead = f" its figure against theirs: {gain.describe()};" if gain else ""
+    return (
+        f"no configuration was shown to beat the engine's defaults, so they stand; trial "
+        f"{rival.candidate.row.number} came nearest,{ahead} longer final windows may tell"
+    )
+
+
+def _trouble_in_soak(best: Standing, sla: Sla, study: StudySpec) -> str:
+    record = best.candidate.soak
+    if record is None:
+        return ""
+    failed = record.failure.line if record.failure else ""
+    if trouble := failed or soak_trouble(record.curve, sla, study.workload_of(sla)):
+        return f"trial {best.candidate.row.number} won, and did not bear its soak: {trouble}"
+    return ""
 
 
 def quality_of(record: LaunchRecord) -> QualityVerdict:
@@ -184,7 +272,7 @@ def quality_of(record: LaunchRecord) -> QualityVerdict:
     )
 
 
-def _bar(candidate: Candidate, candidates: Sequence[Candidate], study: StudySpec) -> str:
+def quality_bar(candidate: Candidate, candidates: Sequence[Candidate], study: StudySpec) -> str:
     """Why quality keeps a candidate from being recommended; empty where it does not."""
     verdict = quality_of(candidate.launch)
     answered = (c.launch.answers.precision for c in candidates if c.launch.answers)
@@ -214,44 +302,24 @@ def _on_one_node(standings: Sequence[Standing]) -> Sequence[Standing]:
     return [s for s in standings if s.launch.node == nodes.most_common(1)[0][0]]
 
 
-def finalists(
-    study: StudySpec, candidates: Sequence[Candidate], factor: Callable[[Candidate], float] = lambda _: 1.0
-) -> tuple[Candidate, ...]:
-    """Who is launched again: each SLA's best, and with them the defaults and the production baseline.
-
-    ``factor`` corrects a candidate's objectives for drift. Interleaved, the references between the winners,
-    so that a drift of the machine favours nobody.
-    """
-    winners: list[Candidate] = []
-    for sla in study.slas:
-        scored = [
-            (c.score(sla, study).objective * factor(c), c)
-            for c in candidates
-            if not _bar(c, candidates, study)
-        ]
-        best = max(scored, key=lambda pair: pair[0], default=None)
-        if best and best[0] > 0 and best[1] not in winners:
-            winners.append(best[1])
-    references = [
-        c
-        for c in candidates
-        if c.row.purpose in {Purpose.DEFAULTS, Purpose.BASELINE}
-        and c not in winners
-        and any(c.score(sla, study).operating for sla in study.slas)
-    ]
-    return (*winners[:1], *references, *winners[1:])
-
-
 def candidates_of(rows: Sequence[TrialRow], records: Sequence[LaunchRecord]) -> tuple[Candidate, ...]:
     """Put together each measured configuration with its final launch."""
     by_number = {record.number: record for record in records}
-    finals = {
-        row.final_of: by_number[row.number]
-        for row in rows
-        if row.purpose is Purpose.FINAL and row.state is TrialState.MEASURED and row.number in by_number
-    }
+    finals, soaks = (
+        {
+            row.final_of: by_number[row.number]
+            for row in rows
+            if row.purpose is purpose and row.state is TrialState.MEASURED and row.number in by_number
+        }
+        for purpose in (Purpose.FINAL, Purpose.SOAK)
+    )
     return tuple(
-        Candidate(row=row, launch=by_number[row.number], final=finals.get(row.number))
+        Candidate(
+            row=row,
+            launch=by_number[row.number],
+            final=finals.get(row.number),
+            soak=soaks.get(row.number),
+        )
         for row in rows
         if row.final_of is None and row.state is TrialState.MEASURED and row.number in by_number
     )

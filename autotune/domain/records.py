@@ -39,6 +39,7 @@ class Purpose(StrEnum):
     SEARCH = "search"
     REFERENCE = "reference"
     FINAL = "final"
+    SOAK = "soak"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +87,8 @@ class LaunchRecord:
 class TrialRow:
     """One row of the catalog: what lists and pages show of a trial without opening the archive.
 
-    ``final_of`` is the number of the trial that a final, or a reference, launches again. ``objectives`` are
-    by SLA. ``quality`` is the state of the verdict on its precision.
+    ``final_of`` is the number of the trial that a final, a reference or a soak launches again.
+    ``objectives`` are by SLA. ``quality`` is the state of the verdict on its precision.
     """
 
     study: str

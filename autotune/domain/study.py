@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
@@ -18,7 +19,12 @@ from autotune.domain.quantities import Bytes, DurationS, PositiveDurationS
 from autotune.domain.scoring import HEADROOM
 from autotune.domain.sla import Sla
 from autotune.domain.space import Branch, Point, SearchSpace
+from autotune.domain.stopping import DeploymentSpec
 from autotune.domain.workload import Workload
+
+USUAL_SOAK_S = 300.0
+SOAK_SHARE = 0.1
+"""Share of a budget that soaks may take unasked."""
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
@@ -106,6 +112,12 @@ class Budget(_Part):
     wall_time: PositiveDurationS | None = None
     accelerator_hours: PositiveFloat | None = Field(None, description="devices held x hours")
 
+    @property
+    def shortest_s(self) -> float:
+        """Wall time at most, were one device held throughout; infinite where launches alone are bounded."""
+        hours = self.accelerator_hours or math.inf
+        return min(self.wall_time or math.inf, hours * 3600)
+
     @model_validator(mode="after")
     def _bounded(self) -> Self:
         if self.launches is None and self.wall_time is None and self.accelerator_hours is None:
@@ -190,6 +202,14 @@ class StudySpec(_Part):
     quality: QualitySpec = QualitySpec()
     storage: str = Field("sqlite:///studies.db", description="any SQLAlchemy URL")
     seed: int = 0
+    deployment: DeploymentSpec | None = Field(
+        None, description="where the answer will serve; the search stops when another launch saves less there"
+    )
+    soak: DurationS | None = Field(
+        None,
+        description="how long each winner is driven in bursts at last, 0s for not at all; if left out 5m, "
+        "where that takes no more than a tenth of the budget",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -209,6 +229,15 @@ class StudySpec(_Part):
                 what = f"no workload is named {sla.workload!r}; known: {', '.join(self.workload_names)}"
                 raise error_at(what, "slas", index, "workload")
         return self
+
+    @property
+    def soak_s(self) -> float:
+        """How long a soak lasts, seconds; 0 for none."""
+        if self.soak is not None:
+            return self.soak
+        count, left_s = len(self.slas), self.budget.shortest_s
+        few = self.budget.launches is not None and count > SOAK_SHARE * self.budget.launches
+        return 0.0 if few or count * USUAL_SOAK_S > SOAK_SHARE * left_s else USUAL_SOAK_S
 
     @property
     def hardware_asked(self) -> HardwareSpec:

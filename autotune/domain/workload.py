@@ -16,8 +16,9 @@ from pydantic import (
     model_validator,
 )
 
-from autotune.domain.arrivals import Arrivals, GammaArrivals, RampArrivals
+from autotune.domain.arrivals import Arrivals, Gamma, GammaArrivals, RampArrivals
 from autotune.domain.lengths import Length, distribution
+from autotune.domain.level import Level
 from autotune.domain.load_plan import Api
 from autotune.domain.quantities import DurationS
 
@@ -50,6 +51,10 @@ class TextFiles(_Part):
     """Real text to make prompts of."""
 
     text: str = Field(description="a file, or a folder of files, of UTF-8 text")
+
+
+BURSTS = GammaArrivals(gamma=Gamma(cv=2.0))
+"""Arrivals of a soak: four times the scatter of Poisson's, as gateways of production see it."""
 
 
 class PrefixHits(_Part):
@@ -141,6 +146,12 @@ class Workload(_Part):
                 return math.inf
             case _:
                 return 1.0
+
+    def under(self, level: Level) -> Workload:
+        """As it arrives at a level: in bursts where the level wants them and it brings none of its own."""
+        if not level.bursty or self.pacing != "poisson":
+            return self
+        return self.model_copy(update={"arrivals": BURSTS})
 
     @property
     def has_real_text(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autotune.domain.answers import NoAnswerError
+from autotune.domain.boundary import NO_FOREKNOWLEDGE, Foreknowledge, Length
 from autotune.domain.commands import shell_commands
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import BenchError
@@ -63,6 +64,9 @@ from autotune.runs.quality import (
     questions_of,
 )
 
+LENGTHS = {Purpose.FINAL: Length.LONG, Purpose.SOAK: Length.SOAK}
+"""How long given levels last, where not as in the search."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bench:
@@ -90,7 +94,7 @@ class LaunchTask:
 
     ``levels`` is None to search for the load boundary, else the levels to measure (finals), with the names of
     the SLAs that must hold at one of them. ``start`` is the node as it was before the study's first launch.
-    ``known`` is what the study knows of quality so far.
+    ``known`` is what the study knows of quality so far, ``foreknown`` of loads.
     """
 
     study: StudySpec
@@ -102,6 +106,7 @@ class LaunchTask:
     must_hold: tuple[str, ...] = ()
     start: NodeState | None = None
     known: QualityKnown = NOTHING_KNOWN
+    foreknown: Foreknowledge = NO_FOREKNOWLEDGE
 
 
 def run_launch(task: LaunchTask, bench: Bench, sink: EventSink, cancelled: Cancelled) -> LaunchRecord:
@@ -276,18 +281,19 @@ class _Launch:
 
     def _load(self, engine: RunningEngine, bench: LoadBench) -> None:
         study, chosen = self._task.study, self._task.levels
-        is_final = self._task.purpose is Purpose.FINAL
+        length = LENGTHS.get(self._task.purpose, Length.SHORT)
         for workload in study.workload_names:
             if chosen is None:
-                levels = search_levels(study, workload)
+                levels = search_levels(study, workload, self._task.foreknown)
             else:
                 levels = given_levels(
                     study,
                     tuple(level for level in chosen if level.workload == workload),
+                    length,
                     tuple(sla for sla in study.slas_on(workload) if sla.name in self._task.must_hold),
                 )
             try:
-                for measurement in measure_levels(bench, study, levels, final=is_final):
+                for measurement in measure_levels(bench, study, levels):
                     self._keep(measurement)
             except EngineDiedUnderLoadError as died:
                 stalled = isinstance(died, EngineStalledError)

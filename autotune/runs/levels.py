@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from autotune.domain.boundary import BoundarySettings, Stop, next_level
-from autotune.domain.events import LevelMeasured
+from autotune.domain.boundary import BoundarySettings, Foreknowledge, Length, Step, Stop, next_level
+from autotune.domain.events import LevelMeasured, Notice
 from autotune.domain.level import Level
 from autotune.domain.measurement import LoadCurve, Measurement
 from autotune.domain.scoring import score_level
@@ -16,54 +16,56 @@ from autotune.runs.measure import LoadBench, measure_level
 MOST_RETREATS = 2
 """Lower loads tried in a final whose operating point did not hold."""
 
-Levels = Callable[[LoadCurve], Level | Stop]
+Levels = Callable[[LoadCurve], Step | Stop]
 """Chooses the next level from the curve so far."""
 
 
-def search_levels(study: StudySpec, workload: str) -> Levels:
+def search_levels(study: StudySpec, workload: str, known: Foreknowledge) -> Levels:
     """Levels that find the capacity and the operating point of every SLA on a workload."""
     spec = study.measurement
     settings = BoundarySettings(
         headroom=spec.headroom,
         tolerance=spec.tolerance,
+        precision=spec.precision,
         most_levels=spec.most_levels,
         saturating_concurrency=spec.saturating_concurrency,
     )
     slas = study.slas_on(workload)
-    return lambda curve: next_level(curve, slas, workload, settings)
+    return lambda curve: next_level(curve, slas, workload, settings, known)
 
 
-def given_levels(study: StudySpec, levels: tuple[Level, ...], must_hold: tuple[Sla, ...]) -> Levels:
+def given_levels(
+    study: StudySpec, levels: tuple[Level, ...], length: Length, must_hold: tuple[Sla, ...]
+) -> Levels:
     """Given levels, in order: what finals measure.
 
     Where an SLA of ``must_hold`` held at none of them, a lower one follows, MOST_RETREATS times at most: a
     launch that is a little slower than the one before it has an operating point too.
     """
 
-    def choose(curve: LoadCurve) -> Level | Stop:
+    def choose(curve: LoadCurve) -> Step | Stop:
         if len(curve) < len(levels):
-            return levels[len(curve)]
+            return Step(levels[len(curve)], length)
         lost = [sla for sla in must_hold if not any(score_level(m, sla).may_hold for m in curve)]
         if not lost or len(curve) >= len(levels) + MOST_RETREATS:
             return Stop("all levels measured")
         lowest_rps = min(m.level.rate_rps for m in curve if m.level.rate_rps is not None)
-        return Level(curve[-1].level.workload, rate_rps=study.measurement.headroom * lowest_rps)
+        lower = Level(curve[-1].level.workload, rate_rps=study.measurement.headroom * lowest_rps)
+        return Step(lower, length)
 
     return choose
 
 
-def measure_levels(
-    bench: LoadBench, study: StudySpec, levels: Levels, *, final: bool
-) -> Iterator[Measurement]:
+def measure_levels(bench: LoadBench, study: StudySpec, levels: Levels) -> Iterator[Measurement]:
     """Measure one workload's levels until enough; raises EngineDiedUnderLoadError, BenchError."""
     curve: LoadCurve = ()
-    while isinstance(level := levels(curve), Level):
-        measurement = measure_level(bench, study, level, final=final)
+    while isinstance(step := levels(curve), Step):
+        measurement = measure_level(bench, study, step.level, length=step.length)
         curve = (*curve, measurement)
         bench.sink(
             LevelMeasured(
                 bench.number,
-                level,
+                step.level,
                 measurement.throughput_tok_per_s,
                 measurement.ttft_p99_s,
                 measurement.window.length_s,
@@ -71,3 +73,5 @@ def measure_levels(
             )
         )
         yield measurement
+    if step.lost:
+        bench.sink(Notice(f"trial {bench.number} is cut short: {step.reason}"))

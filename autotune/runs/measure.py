@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from autotune.domain.boundary import Length
 from autotune.domain.counters import CounterTrace
 from autotune.domain.errors import BenchError, StudyCancelledError
 from autotune.domain.events import LevelProgress, LevelStarted, Notice
@@ -36,6 +37,8 @@ CACHE_BLOCK_TOKENS = 16
 CACHE_TOLERANCE = 0.05
 TEMPLATE_TOKENS = 64
 """A chat's template puts a head of its own before every prompt, of up to so many tokens, the same for all."""
+ANY_PRECISION, NO_PRECISION = 1.0, 0.0
+"""Half-widths, as shares of throughput, at which a window may end: in no time, and never before its time."""
 TIMEOUT = "timeout"
 """The error of a request whose deadline passed."""
 ANSWER_TOKENS = 4
@@ -68,23 +71,29 @@ class LoadBench:
     cancelled: Cancelled
 
 
-def window_rules(study: StudySpec, level: Level, *, final: bool) -> WindowRules:
+def window_rules(study: StudySpec, level: Level, length: Length) -> WindowRules:
     """What the window of a level must achieve and may cost."""
     spec = study.measurement
+    longest_s, precision = {
+        Length.BRIEF: (spec.longest_window, ANY_PRECISION),
+        Length.SHORT: (spec.longest_window, spec.precision),
+        Length.LONG: (spec.final_window, spec.final_precision),
+        Length.SOAK: (study.soak_s, NO_PRECISION),
+    }[length]
     return WindowRules(
         # A closed loop carries no capacity: what its SLAs would say nobody asks.
         slas=study.slas_on(level.workload) if level.rate_rps is not None else (),
         rate_rps=level.rate_rps,
-        dispersion=study.workload(level.workload).dispersion,
+        dispersion=study.workload(level.workload).under(level).dispersion,
         warmup_s=spec.warmup,
         longest_warmup_s=max(spec.longest_warmup, spec.warmup),
         shortest_s=spec.window,
-        longest_s=max(spec.final_window if final else spec.longest_window, spec.window),
-        precision=spec.final_precision if final else spec.precision,
+        longest_s=max(longest_s, spec.window),
+        precision=precision,
     )
 
 
-def measure_level(bench: LoadBench, study: StudySpec, level: Level, *, final: bool) -> Measurement:
+def measure_level(bench: LoadBench, study: StudySpec, level: Level, *, length: Length) -> Measurement:
     """Measure a level, again where the bench spoiled it.
 
     Raises EngineDiedUnderLoadError, EngineStalledError where it only does not answer any more, BenchError.
@@ -92,7 +101,7 @@ def measure_level(bench: LoadBench, study: StudySpec, level: Level, *, final: bo
     spoiled = ""
     for attempt, pause_s in enumerate(PAUSES_S):
         _pause(pause_s, bench)
-        measurement = _measure(bench, study, level, final=final, attempt=attempt)
+        measurement = _measure(bench, study, level, length=length, attempt=attempt)
         spoiled = why_spoiled(measurement, study.workload(level.workload).prefix_hits)
         if not spoiled:
             return measurement
@@ -135,8 +144,10 @@ def _pause(seconds: float, bench: LoadBench) -> None:
         time.sleep(min(POLL_S, seconds))
 
 
-def _measure(bench: LoadBench, study: StudySpec, level: Level, *, final: bool, attempt: int) -> Measurement:
-    rules = window_rules(study, level, final=final)
+def _measure(
+    bench: LoadBench, study: StudySpec, level: Level, *, length: Length, attempt: int
+) -> Measurement:
+    rules = window_rules(study, level, length)
     # A seed of its own for each launch, level and attempt: no prompt is ever seen twice by an engine.
     seed = zlib.crc32(f"{study.seed} {bench.number} {level} {attempt}".encode())
     plan = bench.plan(level, rules.longest_run_s, seed).within(

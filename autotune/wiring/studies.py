@@ -32,7 +32,9 @@ from autotune.domain.records import LaunchRecord, StudyRow, StudyStatus, TrialSt
 from autotune.domain.space import DEFAULT
 from autotune.domain.study import StudySpec
 from autotune.runs.launch import Bench, LaunchTask, run_launch
-from autotune.runs.study import LaunchOrder, StudyParts, StudyRun, outcome_of, settle_interrupted
+from autotune.runs.launching import LaunchOrder
+from autotune.runs.study import StudyParts, StudyRun
+from autotune.runs.trials import outcome_of, settle_interrupted
 from autotune.wiring.bench import basis_for, benches_for, kind_of
 from autotune.wiring.engines import environment_for, hardware_for, launcher_of
 from autotune.wiring.store import Store
@@ -169,6 +171,7 @@ def _study_run(
             must_hold=order.must_hold,
             start=order.start,
             known=order.known,
+            foreknown=order.foreknown,
         )
         return run_launch(task, benches[order.suggestion.config.engine], sink, cancelled)
 

@@ -74,6 +74,7 @@ def study_spec(**changes: object) -> StudySpec:
         ],
         "space": {"dimensions": {"max_num_seqs": ["default", 4, 8, 16], "tensor_parallel": ["default", 2]}},
         "budget": {"launches": 8},
+        "soak": "0s",
     }
     return StudySpec.model_validate(parts | changes)
 

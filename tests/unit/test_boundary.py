@@ -11,12 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_measurements import measurement, request
 
-from autotune.domain.boundary import BoundarySettings, Stop, next_level
+from autotune.domain.boundary import (
+    NO_FOREKNOWLEDGE,
+    BoundarySettings,
+    Foreknowledge,
+    Length,
+    Step,
+    Stop,
+    next_level,
+)
+from autotune.domain.capacity import Expectation, believed_capacity
 from autotune.domain.level import Level
 from autotune.domain.measurement import LoadCurve, Measurement
 from autotune.domain.power import Window
 from autotune.domain.scoring import score_curve, score_level
-from autotune.domain.sla import Bounds, JointSla, Sla
+from autotune.domain.sla import Bounds, JointSla, PercentileSla, Sla
 
 SETTINGS = BoundarySettings()
 SLA = JointSla(name="chat", slos=Bounds(ttft="500ms"))
@@ -55,14 +64,18 @@ def measure(engine: Engine, level: Level, saturated_rps: float) -> Measurement:
 
 
 def explore(
-    engine: Engine, *, saturated_rps: float = 10.0, slas: Sequence[Sla] = (SLA,)
+    engine: Engine,
+    *,
+    saturated_rps: float = 10.0,
+    slas: Sequence[Sla] = (SLA,),
+    known: Foreknowledge = NO_FOREKNOWLEDGE,
 ) -> tuple[LoadCurve, Stop]:
     """Measure level after level until the decision is to stop."""
     curve: LoadCurve = ()
-    while isinstance(level := next_level(curve, slas, "w", SETTINGS), Level):
-        curve += (measure(engine, level, saturated_rps),)
-        assert len(curve) <= SETTINGS.most_levels + 1
-    return curve, level
+    while isinstance(step := next_level(curve, slas, "w", SETTINGS, known), Step):
+        curve += (measure(engine, step.level, saturated_rps),)
+        assert len(rates(curve)) <= SETTINGS.most_levels
+    return curve, step
 
 
 def rates(curve: LoadCurve) -> list[float]:
@@ -72,7 +85,7 @@ def rates(curve: LoadCurve) -> list[float]:
 def test_the_first_level_is_closed_and_the_second_just_below_what_it_showed() -> None:
     curve, _ = explore(sharp(5.0))
     assert curve[0].level.concurrency == SETTINGS.saturating_concurrency
-    assert rates(curve)[0] == pytest.approx(9.0, rel=0.05)
+    assert 7.0 < rates(curve)[0] < 9.0
 
 
 def bracket_ratio(curve: LoadCurve, capacity_rps: float) -> float:
@@ -83,7 +96,7 @@ def bracket_ratio(curve: LoadCurve, capacity_rps: float) -> float:
     return min(rate for rate in rates(curve) if rate > capacity_rps) / found_rps
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(st.floats(2.4, 11.0))
 def test_capacity_is_bracketed_within_tolerance_and_its_operating_point_measured(capacity_rps: float) -> None:
     curve, _ = explore(sharp(capacity_rps))
@@ -93,7 +106,7 @@ def test_capacity_is_bracketed_within_tolerance_and_its_operating_point_measured
     assert score.operating.rate_rps == pytest.approx(SETTINGS.headroom * (score.capacity_rps or 0), rel=0.021)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(st.floats(0.6, 2.4))
 def test_a_capacity_far_below_saturation_costs_resolution(capacity_rps: float) -> None:
     """Halving down to it takes levels that bisecting then lacks; its operating point is measured even so."""
@@ -104,9 +117,10 @@ def test_a_capacity_far_below_saturation_costs_resolution(capacity_rps: float) -
 
 @pytest.mark.parametrize("scale", [0.1, 4.0])
 def test_the_decision_does_not_depend_on_how_fast_the_engine_is(scale: float) -> None:
-    plain = rates(explore(sharp(4.0))[0])
-    scaled = rates(explore(sharp(4.0 * scale), saturated_rps=10.0 * scale)[0])
-    assert [rate / scale for rate in scaled] == pytest.approx(plain, rel=0.02)
+    curve, _ = explore(sharp(4.0 * scale), saturated_rps=10.0 * scale)
+    score = score_curve(curve, SLA, "w")
+    assert score.capacity_rps is not None
+    assert 4.0 / 1.15 <= score.capacity_rps / scale <= 4.0
 
 
 def test_the_capacity_of_a_queue_is_found_from_below() -> None:
@@ -148,6 +162,81 @@ def test_an_engine_that_is_bad_in_the_middle_still_ends_and_claims_only_what_it_
 def test_nothing_finished_in_closed_loop_stops_at_once() -> None:
     closed = measurement([], level=Level("w", concurrency=64), window=Window(0.0, 10.0))
     assert isinstance(next_level((closed,), (SLA,), "w", SETTINGS), Stop)
+
+
+def test_what_is_expected_is_measured_first_and_no_closed_loop() -> None:
+    known = Foreknowledge(expected={"chat": Expectation(rps=5.0, spread=0.2)})
+    curve, _ = explore(sharp(5.2), known=known)
+    assert curve[0].level.concurrency is None
+    assert rates(curve)[0] == pytest.approx(5.0, rel=0.1)
+    assert len(curve) < len(explore(sharp(5.2))[0])
+
+
+@settings(deadline=None, max_examples=8)
+@given(st.floats(2.0, 12.0), st.sampled_from([1 / 4, 1 / 2, 2.0, 4.0]))
+def test_a_wrong_expectation_costs_levels_and_no_capacity(capacity_rps: float, off: float) -> None:
+    known = Foreknowledge(expected={"chat": Expectation(rps=off * capacity_rps, spread=0.3)})
+    curve, _ = explore(sharp(capacity_rps), known=known)
+    score = score_curve(curve, SLA, "w")
+    assert score.capacity_rps is not None
+    assert 0.75 * capacity_rps <= score.capacity_rps <= capacity_rps
+
+
+def test_the_answer_is_checked_on_either_side() -> None:
+    for capacity_rps in (2.5, 5.0, 9.0):
+        curve, _ = explore(sharp(capacity_rps))
+        found_rps = score_curve(curve, SLA, "w").capacity_rps
+        assert found_rps is not None
+        assert any(found_rps < rate < 1.5 * found_rps for rate in rates(curve))
+        assert any(0.7 * found_rps < rate < found_rps for rate in rates(curve))
+
+
+def test_a_launch_that_can_beat_no_incumbent_is_cut_short() -> None:
+    """Beyond 10 req/s of 5 tokens a queue grows: no load gives more than 50 tok/s."""
+    slas = (SLA, JointSla(name="lax", slos=Bounds(ttft="2s")))
+    expected = {sla.name: Expectation(rps=14.0, spread=0.2) for sla in slas}
+
+    def stopped_by(**incumbents: float) -> tuple[int, Stop]:
+        known = Foreknowledge(expected=expected, incumbents=incumbents)
+        curve, stop = explore(single_server(10.0), slas=slas, known=known)
+        return len(curve), stop
+
+    # 100 W: 0.5 tokens per joule and a little, for the interval's upper end.
+    why = "at no load can it beat an incumbent: at most 0.5044"
+    assert stopped_by(chat=0.7, lax=0.7) == (1, Stop(why, lost=True))
+    for incumbents in ({"chat": 0.7}, {"chat": 0.7, "lax": 0.3}, {}):
+        levels, stop = stopped_by(**incumbents)
+        assert levels > 1
+        assert not stop.lost
+
+
+def test_levels_are_brief_but_those_that_count() -> None:
+    """A level that shows neither is measured again for longer where it may become the answer."""
+    curve: LoadCurve = ()
+    lengths: list[Length] = []
+    engine = single_server(20.0)
+    while isinstance(step := next_level(curve, (SLA,), "w", SETTINGS), Step):
+        curve += (measure(engine, step.level, 20.0),)
+        lengths.append(step.length)
+    assert lengths[0] is Length.BRIEF
+    assert Length.BRIEF in lengths[1:]
+    assert Length.SHORT in lengths
+
+
+def test_belief_sharpens_with_every_level_and_goes_with_the_least_of_several_goals() -> None:
+    expected = Expectation(rps=10.0, spread=0.5)
+    engine = single_server(20.0)
+    levels = [measure(engine, Level("w", rate_rps=rate), 20.0) for rate in (10.0, 16.0, 13.0)]
+    widths = []
+    for count in range(4):
+        belief = believed_capacity(levels[:count], SLA, expected)
+        widths.append(belief.quantile(0.9) / belief.quantile(0.1))
+    assert widths == sorted(widths, reverse=True)
+    assert believed_capacity(levels, SLA, expected).quantile(0.5) == pytest.approx(14.0, rel=0.1)
+    both = PercentileSla.model_validate(
+        {"name": "both", "contract": "percentile", "slos": {"ttft": {"p95": "500ms", "p50": "500ms"}}}
+    )
+    assert believed_capacity(levels, both, expected).quantile(0.5) == pytest.approx(14.0, rel=0.12)
 
 
 def test_no_level_is_measured_twice() -> None:

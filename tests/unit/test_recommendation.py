@@ -10,13 +10,13 @@ from fakes import curve, launch_record, study_spec
 
 from autotune.domain.accelerators import AcceleratorTable
 from autotune.domain.config import EngineConfig
+from autotune.domain.finals import finalists, interleaved
 from autotune.domain.measurement import LoadCurve
 from autotune.domain.quality import Precision, QualityState, QualityVerdict
 from autotune.domain.recommendation import (
     Candidate,
     Recommendation,
     candidates_of,
-    finalists,
     ledger_for,
     recommend,
     standing,
@@ -96,7 +96,8 @@ class TestFinalists:
             frugal_but_slow,
             candidate(4, 150.0),
         ]
-        assert numbers(finalists(two_slas, measured)) == [2, 0, 1, 3]
+        assert numbers(finalists(two_slas, measured)) == [2, 3, 0, 1]
+        assert numbers(interleaved(finalists(two_slas, measured))) == [2, 0, 3, 1]
 
     def test_one_winner_of_every_sla_is_launched_once(self) -> None:
         measured = [candidate(0, 200.0, purpose=Purpose.DEFAULTS), candidate(1, 100.0)]

@@ -34,8 +34,11 @@ from autotune.domain.quality import (
 )
 from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
 from autotune.domain.study import StudySpec
+from autotune.runs import launching
 from autotune.runs import study as study_module
-from autotune.runs.study import LaunchOrder, StudyParts, StudyRun, settle_interrupted
+from autotune.runs.launching import LaunchOrder
+from autotune.runs.study import StudyParts, StudyRun
+from autotune.runs.trials import settle_interrupted
 
 LAUNCH_S = 60.0
 Launch = Callable[[LaunchOrder], LaunchRecord]
@@ -137,7 +140,8 @@ class Bench:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
     fake = FakeClock()
-    monkeypatch.setattr(study_module, "time", fake)
+    for module in (study_module, launching):
+        monkeypatch.setattr(module, "time", fake)
     return fake
 
 

@@ -1,0 +1,60 @@
+"""What a study has spent: launches, accelerator-hours, energy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from autotune.domain.budget import was_judged
+from autotune.domain.power import EnergyVerdict, PowerBasis, energy_in
+from autotune.domain.records import LaunchRecord, TrialRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spending:
+    """Launches, device-hours, and kWh by the meter that ranks; None where no level had a valid reading.
+
+    The meter runs in load levels: while engines start, devices are taken to draw their idle power,
+    or the levels' where that is not known.
+    """
+
+    launches: int
+    accelerator_hours: float
+    energy_kwh: float | None
+    power_basis: PowerBasis | None
+
+    def describe(self) -> str:
+        """One line for people."""
+        text = f"spent: {self.launches} launches, {self.accelerator_hours:.3g} accelerator-hours"
+        if self.energy_kwh is None:
+            return f"{text}, energy unknown"
+        return f"{text}, {self.energy_kwh:.3g} kWh ({self.power_basis})"
+
+
+def spending(rows: Sequence[TrialRow], records: Iterable[LaunchRecord]) -> Spending:
+    """Add up a study's trials; ``records`` are those of the measured ones."""
+    by_number = {record.number: record for record in records}
+    joules, basis = 0.0, None
+    for row in rows:
+        record = by_number.get(row.number)
+        watts = _load_power_w(record) if record else None
+        if record is None or watts is None:
+            continue
+        idle_w = record.before.idle_power_w if record.before and record.before.idle_power_w else watts
+        total_s = max(row.total_s, record.load_s)
+        joules += watts * record.load_s + idle_w * (total_s - record.load_s)
+        basis = record.curve[0].power.basis
+    return Spending(
+        launches=sum(was_judged(row) for row in rows),
+        accelerator_hours=sum(row.total_s * row.config.devices for row in rows) / 3600,
+        energy_kwh=joules / 3.6e6 if basis else None,
+        power_basis=basis,
+    )
+
+
+def _load_power_w(record: LaunchRecord) -> float | None:
+    """Mean watts over the windows of a launch's levels."""
+    energies = [(energy_in(m.power, m.window), m.window.length_s) for m in record.curve]
+    valid = [(e.mean_w, s) for e, s in energies if e.verdict is not EnergyVerdict.INVALID and e.mean_w > 0]
+    seconds = sum(s for _, s in valid)
+    return sum(watts * s for watts, s in valid) / seconds if seconds else None
