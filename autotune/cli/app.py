@@ -34,7 +34,9 @@ from autotune.domain.node import describe
 from autotune.domain.observations import observations_document
 from autotune.domain.recommendation import Recommendation, Standing, ledger_for, recommend
 from autotune.domain.records import TrialRow, TrialState
+from autotune.domain.relaxation import unmet
 from autotune.domain.sla import Sla
+from autotune.domain.spending import spent_on
 from autotune.domain.study import StudySpec
 from autotune.runs.validation import AskEngine, Asking, validate_space
 
@@ -135,7 +137,7 @@ def recommend_command(  # noqa: PLR0917 - typer's options
             render.print_plain(written(document, "json").rstrip())
             raise typer.Exit(OK if any(each.trial is not None for each in document.slas) else NOTHING)
     study, found = _recommendations(store, study_name, slas)
-    _print_recommendations(study, found)
+    _print_recommendations(store, study, found)
     if demand:
         render_deploy.print_fleets(document)
     if output:
@@ -311,7 +313,7 @@ def _run(study: StudySpec, *, as_json: bool) -> None:
     if as_json:
         render.print_plain(written(wiring.recommended(store, study.name), "json").rstrip())
     else:
-        _print_recommendations(study, found)
+        _print_recommendations(store, study, found)
     raise typer.Exit(OK if any(r.best for r in found) else NOTHING)
 
 
@@ -322,13 +324,18 @@ def _recommendations(
     return study, tuple(recommend(study, sla, candidates) for sla in slas or study.slas)
 
 
-def _print_recommendations(study: StudySpec, found: tuple[Recommendation, ...]) -> None:
+def _print_recommendations(store: wiring.Store, study: StudySpec, found: tuple[Recommendation, ...]) -> None:
+    """Print the answers, of those that nothing met what is in the way, and what the study spent."""
     accelerators = read_accelerators()
 
     def ledger(standing: Standing) -> Ledger:
         return ledger_for(standing, study, accelerators)
 
-    render.print_recommendations(render.wide_console(), found, study.default_config(), ledger)
+    _, rows, candidates = wiring.results(store, study.name)
+    why = {r.sla.name: unmet(study, r.sla, candidates) for r in found if r.met_by_none}
+    console = render.wide_console()
+    render.print_recommendations(console, found, study.default_config(), ledger, why)
+    console.print(Text(f"\n{spent_on(rows, candidates).describe()}", style="dim"))
 
 
 def _overrides(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from autotune.domain.quality import QualityState, QualityVerdict
 from autotune.domain.quantities import show_duration
 from autotune.domain.recommendation import Recommendation, Standing, quality_of
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow, TrialState
+from autotune.domain.relaxation import Unmet
 from autotune.domain.scoring import LevelScore, SlaVerdict
 from autotune.domain.stats import Interval
 from autotune.wiring import EngineStatus, WrittenRecipe
@@ -50,19 +51,46 @@ def wide_console() -> Console:
 
 
 def print_recommendations(
-    console: Console, found: Sequence[Recommendation], defaults: EngineConfig, ledger: Ledgers
+    console: Console,
+    found: Sequence[Recommendation],
+    defaults: EngineConfig,
+    ledger: Ledgers,
+    unmet: Mapping[str, Unmet | None],
 ) -> None:
-    """Print per SLA a table of the recommended configuration against the references, and its command."""
+    """Print per SLA a table of the recommended configuration against the references, and its command.
+
+    Of an SLA that nothing met, what came nearest and what relaxing it would buy.
+    """
     for recommendation in found:
         contract = recommendation.sla.describe()
         console.print(Text(f"\n{recommendation.sla.name}", style="bold") + Text(f"  {contract}", style="dim"))
         if recommendation.best is None:
             console.print(Text(f"  withheld: {recommendation.reason}", style="yellow"))
+            if (why := unmet.get(recommendation.sla.name)) is not None:
+                console.print(_nearest(why))
             continue
         console.print(_comparison(recommendation, recommendation.best, defaults, ledger))
         console.print(_remarks(recommendation, recommendation.best, ledger), end="")
         # In one line however narrow the terminal is: it is there to be copied.
         console.print(Text(recommendation.best.candidate.row.command, style="cyan"), soft_wrap=True)
+
+
+def _nearest(unmet: Unmet) -> RenderableType:
+    """What came nearest to an SLA, what was in the way, and what each relaxation would buy."""
+    shares = ", ".join(f"{slo} by {share:.1%}" for slo, share in unmet.shares.items())
+    text = Text(
+        f"  nearest: trial {unmet.trial} at {unmet.rate_rps:.3g} req/s, kept by {unmet.attainment:.1%} "
+        f"of its requests, {unmet.wanted:.1%} are wanted\n"
+        f"  each alone: {shares}\n  in the way: {unmet.binding}"
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 2), header_style="bold")
+    for heading in ("relaxed", "instead of", "would be kept by", "at req/s", "with good tok/s"):
+        table.add_column(heading)
+    for offer in unmet.offers:
+        figures = (f"{offer.rate_rps:.3g}", f"{offer.goodput_tok_per_s:.4g}")
+        table.add_row(offer.relaxed, offer.slo, f"trial {offer.trial}", *figures)
+    nothing = Text("  no single SLO, relaxed, would let a measured level keep the rest", style="dim")
+    return Group(text, table if unmet.offers else nothing)
 
 
 def _comparison(found: Recommendation, best: Standing, defaults: EngineConfig, ledger: Ledgers) -> Table:
@@ -118,6 +146,11 @@ def _remarks(found: Recommendation, best: Standing, ledger: Ledgers) -> Text:
     remarks = Text()
     if found.defaults is None:
         remarks.append(f"the engine's defaults met {found.sla.name} at no measured load\n", style="yellow")
+    if (gain := found.over_defaults) is not None:
+        remarks.append(f"over the engine's defaults: {gain.describe()}\n")
+    if (gain := found.over_runner_up) is not None and found.runner_up is not None:
+        number = found.runner_up.candidate.row.number
+        remarks.append(f"over the runner-up, trial {number}: {gain.describe()}\n")
     if found.reason:
         remarks.append(f"note: {found.reason}\n", style="yellow")
     if not best.figures.power_basis.ranks:

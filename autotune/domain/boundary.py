@@ -27,7 +27,7 @@ MOST_OVER_CLOSED_LOOP = 1.5
 """No level is looked for above this share of what the closed loop sustained."""
 AIM = 0.45
 """Quantile of the believed capacity that is measured: a level just below it is worth more than one above."""
-AIM_UP = 0.65
+AIM_UP = 0.55
 """The same while no level was lost: steps up are longer, for a level that is lost is a short one."""
 AIM_DOWN = 0.3
 """The same while every level was lost: without one that holds there is no figure at all."""

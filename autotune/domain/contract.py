@@ -201,6 +201,38 @@ class Expiry(Part):
     on_change_of: tuple[str, ...]
 
 
+class Relaxation(Part):
+    """One SLO of an SLA that nothing met, relaxed: what would keep it then, at one measured load."""
+
+    slo: str
+    relaxed: str
+    trial: int
+    rate_rps: float
+    goodput_tok_per_s: float
+    objective: float
+
+
+class UnmetSla(Part):
+    """What came nearest to an SLA that nothing met; ``shares`` are of requests that keep each SLO alone."""
+
+    trial: int
+    rate_rps: float
+    attainment: float
+    wanted: float
+    binding: str = Field(description="the SLO in the way: the one that fewest requests keep")
+    shares: dict[str, float]
+    offers: tuple[Relaxation, ...] = Field(description="what each relaxation would buy; not confirmed")
+
+
+class Spent(Part):
+    """What the study cost so far."""
+
+    launches: int
+    accelerator_hours: float
+    energy_kwh: float | None
+    power_basis: PowerBasis | None
+
+
 class SlaAnswer(Figures):
     """The answer for one SLA."""
 
@@ -219,6 +251,7 @@ class SlaAnswer(Figures):
     fleet_reason: str | None = None
     fingerprint: Fingerprint | None = None
     expires: Expiry | None = None
+    unmet: UnmetSla | None = Field(None, description="null: something met it, or nothing was measured")
     withheld: tuple[str, ...] = Field((), description="what is withheld here, each with its reason")
 
 
@@ -240,6 +273,7 @@ class RecommendationDocument(Part):
     schema_version: Literal["1"] = "1"
     study: str
     measured_at: str | None
+    spent: Spent | None = None
     measuring: Measuring
     slas: tuple[SlaAnswer, ...]
 

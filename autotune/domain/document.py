@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
 
-from autotune.domain.comparison import advantage, runner_up
+from autotune.domain.comparison import advantage
 from autotune.domain.contract import (
     Beaten,
     DeviceFacts,
@@ -19,6 +19,8 @@ from autotune.domain.contract import (
     Measuring,
     RecommendationDocument,
     SlaAnswer,
+    Spent,
+    UnmetSla,
 )
 from autotune.domain.contract_parts import ends, ledger_part, level_part, quality_part
 from autotune.domain.deployment import Deployment, public_words
@@ -31,7 +33,9 @@ from autotune.domain.measurement import Measurement
 from autotune.domain.power import PowerBasis
 from autotune.domain.recommendation import Candidate, Recommendation, Standing
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
+from autotune.domain.relaxation import unmet
 from autotune.domain.scoring import is_same_rate, open_levels, score_level
+from autotune.domain.spending import Spending
 from autotune.domain.study import StudySpec
 
 VALID_DAYS = 90
@@ -55,6 +59,7 @@ class Surroundings:
     valid_days: int = VALID_DAYS
     demand: Demand | None = None
     model_revision: str | None = None
+    spent: Spending | None = None
 
 
 def recommendation_document(
@@ -64,6 +69,7 @@ def recommendation_document(
     return RecommendationDocument(
         study=study.name,
         measured_at=around.measured_at,
+        spent=Spent(**asdict(around.spent)) if around.spent else None,
         measuring=Measuring(
             workloads=study.workloads,
             measurement=study.measurement,
@@ -144,8 +150,14 @@ class _Answer:
             fleet_reason=no_fleet,
             fingerprint=self._fingerprint(best.launch, workload) if best else None,
             expires=self._expiry() if best else None,
+            unmet=self._unmet(),
         )
         return answer.model_copy(update={"withheld": tuple(_withheld(answer))})
+
+    def _unmet(self) -> UnmetSla | None:
+        found = self.found
+        why = unmet(self.study, found.sla, self.around.candidates) if found.met_by_none else None
+        return UnmetSla.model_validate(asdict(why)) if why else None
 
     def _reference(self, standing: Standing | None, who: str) -> Figures:
         missing = f"{who} met {self.found.sla.name} at no measured load"
@@ -180,12 +192,12 @@ class _Answer:
 
     def _beaten(self, best: Standing) -> Iterator[Beaten]:
         """What the best is compared with, itself left out."""
-        found, study = self.found, self.study
+        found = self.found
         yield from self._against("engine defaults", best, found.defaults)
         if found.has_baseline:
             yield from self._against("production", best, found.baseline)
-        others = [c for c in self.around.candidates if c.row.number not in self._reference_numbers()]
-        if (second := runner_up(study, found.sla, best, others)) is not None:
+        second = found.runner_up
+        if second is not None and second.candidate.row.number not in self._reference_numbers():
             yield from self._against("runner-up", best, second)
 
     def _reference_numbers(self) -> set[int]:

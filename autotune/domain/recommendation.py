@@ -43,6 +43,11 @@ class Candidate:
     soak: LaunchRecord | None = None
 
     @property
+    def launches(self) -> tuple[LaunchRecord, ...]:
+        """Its search launch, its final and its soak, as far as there are."""
+        return tuple(filter(None, (self.launch, self.final, self.soak)))
+
+    @property
     def curve(self) -> LoadCurve:
         """Levels of the search launch."""
         return self.launch.curve
@@ -112,16 +117,17 @@ class Recommendation:
     reason: str = ""
     runner_up: Standing | None = None
     shown: bool = True
+    met_by_none: bool = False
 
     @property
     def over_defaults(self) -> Gain | None:
         """By how much the best beats the engine's defaults; None where one is missing, or both are one."""
-        return _gain(self.best, self.defaults)
+        return gain_between(self.best, self.defaults)
 
     @property
     def over_runner_up(self) -> Gain | None:
         """By how much it beats the next best."""
-        return _gain(self.best, self.runner_up)
+        return gain_between(self.best, self.runner_up)
 
 
 def standing(candidate: Candidate, sla: Sla, study: StudySpec) -> Standing | None:
@@ -199,6 +205,7 @@ def recommend(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Re
         reason="; ".join(filter(None, [why, unshown, passed_over])),
         runner_up=runner_up if best else None,
         shown=not unshown,
+        met_by_none=not standings,
     )
 
 
@@ -226,17 +233,18 @@ def _lower_bound(standing: Standing) -> float:
     return standing.figures.objective_interval.low
 
 
-def _gain(one: Standing | None, other: Standing | None) -> Gain | None:
+def gain_between(one: Standing | None, other: Standing | None) -> Gain | None:
+    """The ratio of two standings' objectives; None where one is missing or worth nothing, or both are one."""
     if one is None or other is None or one.candidate.row.number == other.candidate.row.number:
         return None
     mine, theirs = one.figures, other.figures
-    if mine.objective <= 0 or theirs.objective <= 0:
+    if mine.power_basis is not theirs.power_basis or min(mine.objective, theirs.objective) <= 0:
         return None
     return gain_of(mine.objective, mine.objective_interval, theirs.objective, theirs.objective_interval)
 
 
 def _beats(one: Standing, other: Standing) -> bool:
-    gain = _gain(one, other)
+    gain = gain_between(one, other)
     return gain is not None and gain.shown
 
 
@@ -244,7 +252,7 @@ def _nothing_shown(best: Standing | None, rival: Standing | None, defaults: Engi
     """Says that the defaults stand because nothing was shown to beat them; empty where they won, or lost."""
     if best is None or rival is None or best.candidate.row.config.key != defaults.key or _beats(best, rival):
         return ""
-    gain = _gain(rival, best)
+    gain = gain_between(rival, best)
     ahead = f" its figure against theirs: {gain.describe()};" if gain else ""
     return (
         f"no configuration was shown to beat the engine's defaults, so they stand; trial "

@@ -7,7 +7,7 @@ import numpy as np
 from autotune.domain.measurement import LoadCurve, Measurement
 from autotune.domain.scoring import open_levels
 from autotune.domain.sla import Sla, keeping_requests
-from autotune.domain.stats import BLOCKS, trend
+from autotune.domain.stats import BLOCKS, proportion_interval, trend
 
 MANY_PREEMPTIONS = 10
 """Fewer than so many in a soak are no trend worth a recommendation."""
@@ -45,15 +45,15 @@ def _growing_preemption(level: Measurement) -> str:
 
 
 def _drifting(level: Measurement, sla: Sla) -> str:
-    """The goal whose share fell through the soak, and was missed at its end."""
+    """The goal whose share fell from the first half to the second, beyond chance, and was missed there."""
     requests, window = level.requests, level.window
     offered = window.sums(requests.due_s, blocks=BLOCKS)
     for bounds, share in sla.goals():
         kept = window.sums(requests.due_s[keeping_requests(requests, bounds)], blocks=BLOCKS)
-        shares = kept / np.maximum(offered, 1)
-        late = kept[BLOCKS // 2 :].sum() / max(offered[BLOCKS // 2 :].sum(), 1)
-        falling = trend(shares)
-        if late < share and falling.significant and falling.slope < 0:
+        early, late = (slice(None, BLOCKS // 2), slice(BLOCKS // 2, None))
+        before, after = (proportion_interval(kept[half], offered[half]) for half in (early, late))
+        found = kept[late].sum() / max(offered[late].sum(), 1)
+        if found < share and after.high < before.low:
             names = " and ".join(metric.value for metric, _ in bounds)
-            return f"{names} drifted: {late:.1%} of its second half's requests kept what {share:.1%} should"
+            return f"{names} drifted: {found:.1%} of its second half's requests kept what {share:.1%} should"
     return ""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from autotune.domain.budget import was_judged
 from autotune.domain.power import EnergyVerdict, PowerBasis, energy_in
+from autotune.domain.recommendation import Candidate
 from autotune.domain.records import LaunchRecord, TrialRow
 
 
@@ -14,8 +15,8 @@ from autotune.domain.records import LaunchRecord, TrialRow
 class Spending:
     """Launches, device-hours, and kWh by the meter that ranks; None where no level had a valid reading.
 
-    The meter runs in load levels: while engines start, devices are taken to draw their idle power,
-    or the levels' where that is not known.
+    The meter runs in load levels: while engines start, devices are taken to draw their idle power, or the
+    levels' where that is not known; in launches that left no level, what the others drew on average.
     """
 
     launches: int
@@ -34,7 +35,7 @@ class Spending:
 def spending(rows: Sequence[TrialRow], records: Iterable[LaunchRecord]) -> Spending:
     """Add up a study's trials; ``records`` are those of the measured ones."""
     by_number = {record.number: record for record in records}
-    joules, basis = 0.0, None
+    joules, metered_s, basis = 0.0, 0.0, None
     for row in rows:
         record = by_number.get(row.number)
         watts = _load_power_w(record) if record else None
@@ -43,13 +44,21 @@ def spending(rows: Sequence[TrialRow], records: Iterable[LaunchRecord]) -> Spend
         idle_w = record.before.idle_power_w if record.before and record.before.idle_power_w else watts
         total_s = max(row.total_s, record.load_s)
         joules += watts * record.load_s + idle_w * (total_s - record.load_s)
+        metered_s += total_s
         basis = record.curve[0].power.basis
+    if metered_s:
+        joules *= max(sum(row.total_s for row in rows) / metered_s, 1.0)
     return Spending(
         launches=sum(was_judged(row) for row in rows),
         accelerator_hours=sum(row.total_s * row.config.devices for row in rows) / 3600,
         energy_kwh=joules / 3.6e6 if basis else None,
         power_basis=basis,
     )
+
+
+def spent_on(rows: Sequence[TrialRow], candidates: Sequence[Candidate]) -> Spending:
+    """Add up a study's trials from its candidates' launches."""
+    return spending(rows, [launch for each in candidates for launch in each.launches])
 
 
 def _load_power_w(record: LaunchRecord) -> float | None:

@@ -19,6 +19,7 @@ from autotune.domain.launch import EngineEnvironment
 from autotune.domain.ledger import Ledger
 from autotune.domain.recommendation import Candidate, Recommendation, Standing, ledger_for, recommend
 from autotune.domain.sla import Sla
+from autotune.domain.spending import spent_on
 from autotune.domain.study import EngineSpec, StudySpec
 from autotune.domain.study_drift import Studied
 from autotune.wiring.engines import launcher_of
@@ -45,7 +46,7 @@ def recommended(
 ) -> RecommendationDocument:
     """The recommendations of a study, or those for other SLAs, from its archive; raises InputError."""
     row, _ = store.study(name)
-    study, _, candidates = results(store, name)
+    study, rows, candidates = results(store, name)
     found = [recommend(study, sla, candidates) for sla in slas or study.slas]
     return document_of(
         study, found, candidates, measured_at=row.started_at, demand=demand, valid_days=valid_days
@@ -75,6 +76,7 @@ def document_of(
         valid_days=valid_days,
         demand=demand,
         model_revision=_revision(study),
+        spent=spent_on(rows, candidates),
     )
     return recommendation_document(study, found, around)
 

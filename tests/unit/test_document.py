@@ -324,3 +324,14 @@ def test_studies_are_listed() -> None:
     assert json.loads(json.dumps(studies_document([row]))) == {
         "studies": [{"study": "one", "status": "finished", "started_at": "2026-01-01", "spent_s": 5.0}]
     }
+
+
+def test_an_sla_that_nothing_met_says_what_is_in_the_way_and_what_relaxing_it_buys() -> None:
+    slow = [replace(c, launch=replace(c.launch, curve=curve(capacity_rps=1.0)), final=None) for c in ALL]
+    fast, _ = slas(slow)
+    assert fast["trial"] is None
+    why = fast["unmet"]
+    assert why["binding"] == "ttft<=1s"
+    assert why["attainment"] == 0.0
+    assert why["offers"][0]["relaxed"] in {"ttft<=3s", "ttft<=3.1s"}
+    assert slas(ALL)[0]["unmet"] is None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import optuna
 import pytest
 from fakes import (
     NODE,
@@ -20,12 +21,13 @@ from fakes import (
     study_spec,
 )
 
+from autotune.adapters.optuna_search import OptunaSearch, open_study
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import BenchError, DevicesBusyError, InfeasibleConfigError, StudyCancelledError
 from autotune.domain.events import Drifted, Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
 from autotune.domain.feasibility import Setting
 from autotune.domain.launch import Failure, FailureClass, Phase
-from autotune.domain.measurement import LoadCurve
+from autotune.domain.measurement import LoadCurve, WindowEnd
 from autotune.domain.quality import (
     Interview,
     QualityState,
@@ -625,3 +627,96 @@ def test_resume_goes_on_with_the_same_reference_and_verdicts(tmp_path: Path) -> 
     assert bench.orders[0].known.reference == bench.archive.records["small", 0].answers
     assert bench.orders[0].known.reference is not None
     assert bench.orders[0].known.verdicts[0].judged_in == 0
+
+
+# --- the search's own economy
+
+
+def replayed(tmp_path: Path, seed: int) -> list[tuple[str, str, int | None]]:
+    """A study by Optuna on recorded launches: a configuration reveals what was recorded of it."""
+    study = study_spec(seed=seed, budget={"launches": 9}, soak="10s")
+    bench = Bench(study, tmp_path)
+    storage = optuna.storages.InMemoryStorage()
+    names = [sla.name for sla in study.slas]
+    bench.search = OptunaSearch(  # type: ignore[assignment]
+        open_study(study.name, storage, slas=names, seed=seed), study.branches, known={}
+    )
+    bench.run()
+    return [(row.purpose, row.config.label(), row.final_of) for row in bench.rows]
+
+
+def test_the_same_seed_on_recorded_launches_gives_the_same_study(tmp_path: Path) -> None:
+    first, second = (replayed(tmp_path / str(n), seed=3) for n in range(2))
+    assert first == second
+    assert len(first) <= 9
+    assert {replayed(tmp_path / f"s{seed}", seed)[2] for seed in range(4)} != {first[2]}
+
+
+def test_launches_know_where_capacity_is_expected_and_what_to_beat(tmp_path: Path) -> None:
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path)
+    bench.run()
+    first, second, third, *_ = bench.orders
+    assert (dict(first.foreknown.expected), dict(first.foreknown.incumbents)) == ({}, {})
+    assert second.foreknown.expected["fast"].rps == pytest.approx(5.0)
+    assert second.foreknown.incumbents["fast"] == pytest.approx(20 / 200, rel=0.01)
+    assert third.foreknown.incumbents["fast"] == pytest.approx(20 / 180, rel=0.01)
+    assert third.foreknown.expected["fast"].spread < second.foreknown.expected["fast"].spread
+
+
+def test_a_launch_cut_short_is_told_at_its_bound_and_not_at_nothing(tmp_path: Path) -> None:
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        if order.suggestion.config.max_num_seqs != 8 or order.purpose is not Purpose.SEARCH:
+            return record(order)
+        lost = tuple(
+            replace(m, ended=WindowEnd.OVERSATURATED) for m in curve((4.0,), capacity_rps=1.0, watts=400.0)
+        )
+        return record(order, measured=lost)
+
+    bench = Bench(study_spec(space=ONE_DIMENSION), tmp_path, launch)
+    bench.run()
+    row = bench.row(max_num_seqs=8)
+    # 20 tok/s at most, at 400 W.
+    assert row.objectives["fast"] == pytest.approx(20 / 400, rel=0.1)
+    assert not any(e.number == row.number for e in bench.events.of(Incumbent))
+
+
+def test_the_search_stops_where_another_launch_would_not_pay_and_says_so(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    small = study_spec(deployment={"accelerators": 1, "days": 0.001}, budget={"launches": 20})
+    bench = Bench(small, tmp_path, clock=clock)
+    bench.run()
+    purposes = [purpose for purpose, _ in bench.launched]
+    assert purposes == ["defaults", "final"]
+    assert any("the search stops: another launch costs" in n.text for n in bench.events.of(Notice))
+    large = study_spec(deployment={"accelerators": 100, "days": 365}, budget={"launches": 20})
+    paying = Bench(large, tmp_path, clock=clock)
+    paying.run()
+    assert len(paying.launched) > len(purposes)
+    assert not paying.events.of(Notice)
+
+
+def test_the_winner_soaks_last_and_where_the_budget_does_not_cover_it_that_is_said(tmp_path: Path) -> None:
+    bench = Bench(study_spec(space=ONE_DIMENSION, soak="10s", budget={"launches": 20}), tmp_path)
+    bench.run()
+    assert bench.launched[-1] == ("soak", "max_num_seqs=16")
+    soak = bench.orders[-1]
+    assert soak.levels is not None
+    assert [(level.rate_rps, level.bursty) for level in soak.levels] == [(4.0, True)]
+    bench.resume()
+    assert bench.launched == []
+    poor = Bench(study_spec(space=ONE_DIMENSION, soak="10s", budget={"launches": 2}), tmp_path)
+    poor.run()
+    assert [purpose for purpose, _ in poor.launched] == ["defaults", "final"]
+    assert any("its soak of 10s is beyond the budget" in n.text for n in poor.events.of(Notice))
+
+
+def test_a_soak_is_unasked_where_it_is_a_small_part_of_the_budget() -> None:
+    def soak_s(**budget: object) -> float:
+        return study_spec(soak=None, budget=budget).soak_s
+
+    assert soak_s(launches=20) == 300.0
+    assert soak_s(launches=19) == 0.0
+    assert soak_s(wall_time="6h") == 300.0
+    assert soak_s(launches=30, wall_time="1h") == 0.0
+    assert study_spec(soak="1m", budget={"launches": 3}).soak_s == 60.0
