@@ -61,9 +61,14 @@ class LevelDigest:
     oversaturated: bool
     counters: Mapping[str, float]
 
+    @property
+    def due_in_window(self) -> Bools:
+        """Which requests were due in the window."""
+        return self.block >= 0
+
     def by_block(self, of: Bools, weights: NDArray[np.int64] | None = None) -> Floats:
         """Counts, or sums of ``weights``, of some requests due in the window by block."""
-        there = of & (self.block >= 0)
+        there = of & self.due_in_window
         counted = weights[there] if weights is not None else None
         return np.bincount(self.block[there], counted, minlength=BLOCKS).astype(np.float64)
 

@@ -24,12 +24,12 @@ from autotune.domain.contract import (
 )
 from autotune.domain.contract_parts import ends, ledger_part, level_part, quality_part
 from autotune.domain.deployment import Deployment, public_words
+from autotune.domain.digest import LevelDigest
 from autotune.domain.errors import InfeasibleConfigError, InputError
 from autotune.domain.evidence import EvidenceLevel
 from autotune.domain.exports.shell import command_lines
 from autotune.domain.fleet import Demand, FleetPlan, Replica, plan_fleet
 from autotune.domain.ledger import Ledger
-from autotune.domain.measurement import Measurement
 from autotune.domain.power import PowerBasis
 from autotune.domain.recommendation import Candidate, Recommendation, Standing
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
@@ -240,7 +240,7 @@ class _Answer:
             headroom=self.study.measurement.headroom,
             operating_rps_per_device=best.figures.rate_rps / devices,
             devices_per_replica=devices,
-            concurrency=at.counters.mean("requests_running", at.window) if at else None,
+            concurrency=at.counters.get("requests_running") if at else None,
         )
 
     def _fleet(self, best: Standing | None) -> tuple[FleetPlan | None, str | None]:
@@ -312,17 +312,16 @@ def _withheld(answer: SlaAnswer) -> Iterator[str]:
         yield "expires: it is not known when the study was measured"
 
 
-def _level_at(standing: Standing, workload: str) -> Measurement | None:
-    levels = open_levels(standing.launch.curve, workload)
+def _level_at(standing: Standing, workload: str) -> LevelDigest | None:
+    levels = open_levels(standing.levels, workload)
     rate_rps = standing.figures.rate_rps
     return next((m for m in levels if is_same_rate(m.level.rate_rps or 0.0, rate_rps)), None)
 
 
 def _replica(best: Standing, study: StudySpec, found: Recommendation) -> Replica:
     """What one replica carries and draws, by every level of both launches whose energy is valid."""
-    launches = [best.candidate.launch, *([best.candidate.final] if best.candidate.final else [])]
-    workload = study.workload_of(found.sla)
-    scored = [score_level(m, found.sla) for each in launches for m in open_levels(each.curve, workload)]
+    both, workload = (best.candidate.levels, best.candidate.final_levels), study.workload_of(found.sla)
+    scored = [score_level(m, found.sla) for levels in both for m in open_levels(levels, workload)]
     before = best.launch.before
     return Replica(
         operating_rps=best.figures.rate_rps,

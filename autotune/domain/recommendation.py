@@ -92,6 +92,11 @@ class Standing:
         return (self.candidate.final if self.confirmed else None) or self.candidate.launch
 
     @property
+    def levels(self) -> tuple[LevelDigest, ...]:
+        """Levels of that launch."""
+        return self.candidate.final_levels if self.confirmed else self.candidate.levels
+
+    @property
     def holds(self) -> bool:
         """Whether the figures keep the SLA, or at least do not show that it is missed."""
         return self.figures.verdict is not SlaVerdict.MISSED

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.domain.measurement import Bools, Floats, Measurement
+from autotune.domain.digest import LevelDigest
+from autotune.domain.measurement import Bools, Floats
 from autotune.domain.recommendation import Candidate
 from autotune.domain.scoring import open_levels, score_level
 from autotune.domain.sla import BoundSet, Metric, Sla, keeping_requests, show_slo
@@ -47,12 +48,12 @@ class Unmet:
 @dataclass(frozen=True, slots=True)
 class _Level:
     candidate: Candidate
-    measurement: Measurement
+    digest: LevelDigest
 
     def kept(self, bounds: BoundSet) -> float:
         """Share of the requests due in the window that keep some bounds."""
-        due = self.measurement.due_in_window
-        return float((keeping_requests(self.measurement.requests, bounds) & due).sum() / max(due.sum(), 1))
+        kept = keeping_requests(self.digest, bounds) & self.digest.due_in_window
+        return float(kept.sum() / max(self.digest.requests, 1))
 
 
 def unmet(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Unmet | None:
@@ -64,8 +65,8 @@ def unmet(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Unmet 
     levels = [
         _Level(c, m)
         for c in candidates
-        for m in open_levels(c.curve, workload)
-        if m.due_in_window.sum() >= FEWEST and not m.oversaturated
+        for m in open_levels(c.levels, workload)
+        if m.requests >= FEWEST and not m.oversaturated
     ]
     if not levels:
         return None
@@ -79,7 +80,7 @@ def unmet(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Unmet 
     offers = [offer for goal, _ in sla.goals() for bound in goal for offer in _offers(levels, sla, bound)]
     return Unmet(
         trial=nearest.candidate.row.number,
-        rate_rps=nearest.measurement.level.rate_rps or 0.0,
+        rate_rps=nearest.digest.level.rate_rps or 0.0,
         attainment=share,
         wanted=wanted,
         binding=show_slo(*binding),
@@ -99,7 +100,7 @@ def _offers(levels: Sequence[_Level], sla: Sla, slo: tuple[Metric, float]) -> li
     best = 0.0
     for _, bound, level in found:
         # Good tokens are those within the relaxed bound.
-        score = score_level(level.measurement, _relaxed(sla, slo, bound))
+        score = score_level(level.digest, _relaxed(sla, slo, bound))
         if score.objective <= 1.05 * best:
             continue
         best = score.objective
@@ -125,7 +126,7 @@ def _needed(
     """Levels that a looser bound would have meet the SLA: (how much looser, the bound, the level)."""
     metric, given = slo
     for level in levels:
-        requests, due = level.measurement.requests, level.measurement.due_in_window
+        requests, due = level.digest, level.digest.due_in_window
         values = metric.of(requests)
         needs = []
         for bounds, wanted in sla.goals():
