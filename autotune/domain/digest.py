@@ -51,7 +51,6 @@ class LevelDigest:
     tpot_percentiles_s: dict[int, float]
     throughput_tok_per_s: float
     energy: Energy
-    driven_j: float
     block_j: Floats
     beside_w: dict[PowerScope, float]
     power_basis: PowerBasis
@@ -99,7 +98,6 @@ def digest(measurement: Measurement) -> LevelDigest:
         tpot_percentiles_s=_percentiles(tpot_s[due & ok]),
         throughput_tok_per_s=measurement.throughput_tok_per_s,
         energy=energy,
-        driven_j=_driven_j(measurement),
         block_j=np.zeros(BLOCKS)
         if energy.verdict is EnergyVerdict.INVALID
         else joules_by_block(measurement.power, window, BLOCKS),
@@ -120,17 +118,6 @@ def _blocks(due_s: Floats, window: Window) -> NDArray[np.int64]:
     block[due_s == window.end_s] = BLOCKS - 1
     block[(due_s < window.start_s) | (due_s > window.end_s)] = -1
     return block
-
-
-def _driven_j(measurement: Measurement) -> float:
-    """Joules over the whole of the level, its warm-up too; 0 where nothing was metered."""
-    return float(
-        sum(
-            np.trapezoid(device.power_w, device.time_s)
-            for device in measurement.power.devices
-            if len(device.time_s)
-        )
-    )
 
 
 def _beside_w(measurement: Measurement) -> dict[PowerScope, float]:

@@ -43,9 +43,11 @@ class Candidate:
     soak: LaunchRecord | None = None
 
     @property
-    def launches(self) -> tuple[LaunchRecord, ...]:
-        """Its search launch, its final and its soak, as far as there are."""
-        return tuple(filter(None, (self.launch, self.final, self.soak)))
+    def launches(self) -> tuple[tuple[LaunchRecord, tuple[LevelDigest, ...]], ...]:
+        """Its search launch, its final and its soak with their levels, as far as there are."""
+        levels = (self.levels, self.final_levels, self.soak_levels)
+        pairs = zip((self.launch, self.final, self.soak), levels, strict=True)
+        return tuple((record, of) for record, of in pairs if record)
 
     @property
     def curve(self) -> LoadCurve:
@@ -62,6 +64,11 @@ class Candidate:
         """What scoring needs of the final launch."""
         return tuple(map(digest, self.final.curve)) if self.final else ()
 
+    @cached_property
+    def soak_levels(self) -> tuple[LevelDigest, ...]:
+        """What is read of the soak, but for its trend."""
+        return tuple(map(digest, self.soak.curve)) if self.soak else ()
+
     def digested(self) -> Candidate:
         """The same for scoring alone: raw requests and traces are let go."""
         lean = replace(
@@ -69,7 +76,7 @@ class Candidate:
             launch=replace(self.launch, curve=()),
             final=replace(self.final, curve=()) if self.final else None,
         )
-        lean.__dict__.update(levels=self.levels, final_levels=self.final_levels)
+        lean.__dict__.update(levels=self.levels, final_levels=self.final_levels, soak_levels=self.soak_levels)
         return lean
 
     def score(self, sla: Sla, study: StudySpec) -> CurveScore:

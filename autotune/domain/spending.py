@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autotune.domain.budget import was_judged
-from autotune.domain.power import EnergyVerdict, PowerBasis, energy_in
+from autotune.domain.digest import LevelDigest
+from autotune.domain.power import EnergyVerdict, PowerBasis
 from autotune.domain.recommendation import Candidate
-from autotune.domain.records import LaunchRecord, TrialRow
+from autotune.domain.records import TrialRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,20 +33,22 @@ class Spending:
         return f"{text}, {self.energy_kwh:.3g} kWh ({self.power_basis})"
 
 
-def spending(rows: Sequence[TrialRow], records: Iterable[LaunchRecord]) -> Spending:
-    """Add up a study's trials; ``records`` are those of the measured ones."""
-    by_number = {record.number: record for record in records}
+def spent_on(rows: Sequence[TrialRow], candidates: Sequence[Candidate]) -> Spending:
+    """Add up a study's trials, from its candidates' launches."""
+    by_number = {record.number: (record, levels) for each in candidates for record, levels in each.launches}
     joules, metered_s, basis = 0.0, 0.0, None
     for row in rows:
-        record = by_number.get(row.number)
-        watts = _load_power_w(record) if record else None
-        if record is None or watts is None:
+        if row.number not in by_number:
+            continue
+        record, levels = by_number[row.number]
+        watts = _load_power_w(levels)
+        if watts is None:
             continue
         idle_w = record.before.idle_power_w if record.before and record.before.idle_power_w else watts
         total_s = max(row.total_s, record.load_s)
         joules += watts * record.load_s + idle_w * (total_s - record.load_s)
         metered_s += total_s
-        basis = record.curve[0].power.basis
+        basis = levels[0].power_basis
     if metered_s:
         joules *= max(sum(row.total_s for row in rows) / metered_s, 1.0)
     return Spending(
@@ -56,14 +59,9 @@ def spending(rows: Sequence[TrialRow], records: Iterable[LaunchRecord]) -> Spend
     )
 
 
-def spent_on(rows: Sequence[TrialRow], candidates: Sequence[Candidate]) -> Spending:
-    """Add up a study's trials from its candidates' launches."""
-    return spending(rows, [launch for each in candidates for launch in each.launches])
-
-
-def _load_power_w(record: LaunchRecord) -> float | None:
+def _load_power_w(levels: Sequence[LevelDigest]) -> float | None:
     """Mean watts over the windows of a launch's levels."""
-    energies = [(energy_in(m.power, m.window), m.window.length_s) for m in record.curve]
-    valid = [(e.mean_w, s) for e, s in energies if e.verdict is not EnergyVerdict.INVALID and e.mean_w > 0]
+    read = [(level.energy, level.window.length_s) for level in levels]
+    valid = [(e.mean_w, s) for e, s in read if e.verdict is not EnergyVerdict.INVALID and e.mean_w > 0]
     seconds = sum(s for _, s in valid)
     return sum(watts * s for watts, s in valid) / seconds if seconds else None

@@ -16,6 +16,7 @@ from autotune import __version__
 from autotune.adapters.journal import read_journal
 from autotune.domain.records import StudyStatus, TrialState
 from autotune.domain.scoring import SlaVerdict
+from autotune.domain.spending import spent_on
 from autotune.web import charts, insight_charts, trial_charts
 from autotune.web.api import Limit, Number, Offset, StudyName, study_item
 from autotune.web.compare import compare_studies, compare_trials
@@ -30,7 +31,6 @@ from autotune.web.views import (
     cost_known,
     failures,
     incumbents,
-    loaded_kwh,
     power_remark,
 )
 
@@ -252,7 +252,7 @@ class Pages:
             "bars": self._gallery.budget_bars(row, spec),
             "leaders": incumbents(rows, spec),
             "defaults": spec.default_config(),
-            "kwh": loaded_kwh(digested),
+            "spent": spent_on(rows, digested.candidates),
             "remark": power_remark(digested),
             "journal": read_journal(self._gallery.reader.store.study_logs(study), most=JOURNAL_LINES),
             "states": self._catalog.states([study])[study],

@@ -20,9 +20,9 @@ from autotune.domain.study import StudySpec
 from autotune.web import charts
 from autotune.wiring.reading import Digested, StudyReader
 from autotune.wiring.recommendations import document_of
+from autotune.wiring.store import Results
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-JOULES_PER_KWH = 3.6e6
 
 
 class NotThereError(Exception):
@@ -79,7 +79,9 @@ class Gallery:
     def document(self, digested: Digested, found: Sequence[Recommendation]) -> dict[str, Any]:
         """Recommendations as pipelines read them."""
         row, study = self.study(digested.study.name)
-        document = document_of(study, found, digested.candidates, measured_at=row.started_at)
+        document = document_of(
+            Results(study, digested.rows, digested.candidates), found, measured_at=row.started_at
+        )
         return {
             **document.model_dump(mode="json"),
             "pending_launches": digested.pending,
@@ -168,12 +170,6 @@ def power_remark(digested: Digested) -> str:
     if bases == {PowerBasis.NONE}:
         return "nothing is known of the watts"
     return f"power basis: {', '.join(sorted(bases))}" if bases else ""
-
-
-def loaded_kwh(digested: Digested) -> float:
-    """Kilowatt-hours metered while load was driven, over all launches that are read."""
-    levels = [level for c in digested.candidates for level in (*c.levels, *c.final_levels)]
-    return sum(level.driven_j for level in levels) / JOULES_PER_KWH
 
 
 def incumbents(rows: Sequence[TrialRow], study: StudySpec) -> dict[str, TrialRow | None]:

@@ -23,7 +23,7 @@ from autotune.domain.spending import spent_on
 from autotune.domain.study import EngineSpec, StudySpec
 from autotune.domain.study_drift import Studied
 from autotune.wiring.engines import launcher_of
-from autotune.wiring.store import Store, results
+from autotune.wiring.store import Results, Store, results
 
 _REVISION = "--revision"
 _DYNAMO_BACKEND = "dynamo.vllm"
@@ -46,23 +46,21 @@ def recommended(
 ) -> RecommendationDocument:
     """The recommendations of a study, or those for other SLAs, from its archive; raises InputError."""
     row, _ = store.study(name)
-    study, rows, candidates = results(store, name)
-    found = [recommend(study, sla, candidates) for sla in slas or study.slas]
-    return document_of(
-        study, found, candidates, measured_at=row.started_at, demand=demand, valid_days=valid_days
-    )
+    read = results(store, name)
+    found = [recommend(read.study, sla, read.candidates) for sla in slas or read.study.slas]
+    return document_of(read, found, measured_at=row.started_at, demand=demand, valid_days=valid_days)
 
 
 def document_of(
-    study: StudySpec,
+    read: Results,
     found: Sequence[Recommendation],
-    candidates: Sequence[Candidate],
     *,
     measured_at: str,
     demand: Demand | None = None,
     valid_days: int = VALID_DAYS,
 ) -> RecommendationDocument:
     """Recommendations that were made among candidates, as the contract."""
+    study, rows, candidates = read
     accelerators = read_accelerators()
 
     def ledger(standing: Standing) -> Ledger:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import optuna
 import sqlalchemy as sa
@@ -60,13 +61,21 @@ def open_store(url: str) -> Store:
     return Store(url, catalog, at.with_name(f"{at.stem}-artifacts").absolute())
 
 
-def results(store: Store, name: str) -> tuple[StudySpec, tuple[TrialRow, ...], tuple[Candidate, ...]]:
+class Results(NamedTuple):
+    """A study, its trials, and every measured configuration."""
+
+    study: StudySpec
+    rows: tuple[TrialRow, ...]
+    candidates: tuple[Candidate, ...]
+
+
+def results(store: Store, name: str) -> Results:
     """A study, its trials, and every measured configuration with its raw records read back."""
     _, study = store.study(name)
     rows = store.catalog.trials(name)
     archive = _archive(store, name)
     records = [archive.load(name, row.number) for row in rows if row.state is TrialState.MEASURED]
-    return study, rows, candidates_of(rows, records)
+    return Results(study, rows, candidates_of(rows, records))
 
 
 def launch_record(store: Store, name: str, number: int) -> LaunchRecord:

@@ -9,8 +9,9 @@ from fakes import curve, launch_record
 
 from autotune.domain.config import EngineConfig
 from autotune.domain.power import PowerBasis
+from autotune.domain.recommendation import Candidate
 from autotune.domain.records import Purpose, TrialRow, TrialState
-from autotune.domain.spending import spending
+from autotune.domain.spending import spent_on
 from autotune.domain.stopping import DeploymentSpec, expected_gain, why_stop
 
 LARGE = DeploymentSpec(accelerators=64, days=365)
@@ -46,10 +47,10 @@ def row(number: int, state: TrialState = TrialState.MEASURED) -> TrialRow:
 
 def test_spending_counts_devices_and_idle_watts_while_engines_start() -> None:
     first = replace(launch_record(row(0), curve(watts=300.0)), load_s=40.0)
-    spent = spending([row(0), row(1, TrialState.REJECTED)], [first])
+    spent = spent_on([row(0), row(1, TrialState.REJECTED)], [Candidate(row=row(0), launch=first)])
     assert (spent.launches, spent.power_basis) == (1, PowerBasis.GPU)
     assert spent.accelerator_hours == pytest.approx(400 / 3600)
     # 40 s at 300 W and 60 s at 20 W idle; the trial that left no level drew as much.
     assert spent.energy_kwh == pytest.approx(2 * (40 * 300 + 60 * 20) / 3.6e6)
     assert spent.describe() == "spent: 1 launches, 0.111 accelerator-hours, 0.00733 kWh (gpu)"
-    assert spending([row(0)], []).energy_kwh is None
+    assert spent_on([row(0)], []).energy_kwh is None
