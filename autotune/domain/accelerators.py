@@ -6,7 +6,7 @@ import datetime
 from enum import StrEnum
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 
 class _Constant(BaseModel):
@@ -41,6 +41,28 @@ class HourlyPrice(_Constant):
     source: Source
 
 
+class Performance(_Constant):
+    """Peaks of one accelerator, as its maker states them: none is reached.
+
+    ``dense_tflops`` are those of its matrix units without sparsity, by bits of both operands; a width that is
+    missing runs at the next wider one. ``link_gb_s`` and ``network_gb_s`` are per accelerator and direction:
+    among the ``linked`` accelerators of a node or rack, and beyond them.
+    """
+
+    memory_gb: PositiveFloat
+    memory_gb_s: PositiveFloat
+    dense_tflops: dict[int, PositiveFloat] = Field(min_length=1)
+    link_gb_s: PositiveFloat
+    linked: PositiveInt = 8
+    network_gb_s: PositiveFloat
+    source: Source
+
+    def peak_flops(self, bits: float) -> float:
+        """Operations per second on operands of so many bits: those of the narrowest unit that holds them."""
+        fitting = [width for width in self.dense_tflops if width >= bits]
+        return self.dense_tflops[min(fitting, default=max(self.dense_tflops))] * 1e12
+
+
 class Accelerator(_Constant):
     """One product: ``all_in_kw`` is its own power and its share of host and network, before PUE.
 
@@ -53,6 +75,7 @@ class Accelerator(_Constant):
     all_in_kw: PositiveFloat
     source: Source
     usd_per_hour: dict[Market, HourlyPrice] = {}
+    performance: Performance | None = None
 
     @property
     def known_as(self) -> frozenset[str]:

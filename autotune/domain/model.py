@@ -99,7 +99,7 @@ class ModelShape:
     """Sizes that decide what a model can be split into and what it occupies; 0 where the file does not say.
 
     ``kinds`` and ``with_experts`` have an entry per layer. ``shared_size`` is the intermediate size of all
-    shared experts together.
+    shared experts together. ``sparse_tokens`` is how many tokens sparse attention chooses among all.
     """
 
     attention_heads: int
@@ -127,6 +127,7 @@ class ModelShape:
     quantization: Quantization | None = None
     model_type: str = ""
     multimodal: bool = False
+    sparse_tokens: int = 0
 
     @property
     def proven(self) -> bool:
@@ -186,7 +187,14 @@ class _Reader:
             quantization=Quantization.from_config(quantized) if quantized else None,
             model_type=model_type,
             multimodal=bool(self.whole.get("vision_config") or self.whole.get("audio_config")),
+            sparse_tokens=self._sparse_tokens(),
         )
+
+    def _sparse_tokens(self) -> int:
+        """Tokens that an indexer chooses, by themselves (DSA) or in blocks (MiniMax-M3)."""
+        blocks = self.text.get("sparse_attention_config") or {}
+        chosen = int(blocks.get("sparse_topk_blocks") or 0) * int(blocks.get("sparse_block_size") or 0)
+        return self.number("index_topk") or chosen
 
     def _positions(self) -> int:
         """Positions with what scaling of rotary embeddings adds; no engine counts further."""

@@ -80,6 +80,28 @@ def weight_bits(model: ModelShape, *, quantization: str | None, dtype: str | Non
     return WeightBits(least=least, expected=expected, as_stored=as_stored, dtype_least=plain[0])
 
 
+_WEIGHT_ONLY = frozenset(
+    {"awq", "gptq", "bitsandbytes", "compressed-tensors", "int8_per_channel_weight_only"}
+)
+"""Formats whose products are computed in 16 bits, whatever the weights are kept in."""
+
+_MIXED = frozenset({"mxfp4", "gpt_oss_mxfp4"})
+"""Weights of 4 bits beside activations of 8, in one product (gpt-oss; on Blackwell and CDNA 4)."""
+
+
+def compute_bits(model: ModelShape, quantization: str | None, bits: float) -> int:
+    """Bits of the operands, 4, 8 or 16, of products with weights of so many bits, scales included.
+
+    Formats that quantise weights alone compute in 16 bits.
+    """
+    stored = model.quantization
+    method = stored.method if stored else (quantization or "")
+    if method in _WEIGHT_ONLY:
+        return 16
+    widths = (8, 16) if method in _MIXED else (4, 8, 16)
+    return next((width for width in widths if bits < width + 1), 16)
+
+
 def kv_bits(model: ModelShape, kv_cache_dtype: str | None, dtype: str | None) -> tuple[float, float]:
     """Least and expected bits of a number in the KV cache.
 

@@ -85,6 +85,21 @@ def layer_weights(model: ModelShape, layer: int) -> Mapping[Part, int]:
     }
 
 
+def part_bytes(model: ModelShape, split: Split, bits: WeightBits) -> dict[Part, float]:
+    """Bytes, by part, of all layers that a token passes on its way through one rank of every stage."""
+    table = _padded(model.vocab_size) * model.hidden_size / split.tensor
+    held = {part: table * bits.expected[part] / 8 for part in (Part.EMBEDDING, Part.HEAD)}
+    for layer in range(model.layers):
+        for part, size in _layer_bytes(model, layer, split, bits).items():
+            held[part] = held.get(part, 0.0) + size
+    return held
+
+
+def part_numbers(model: ModelShape) -> dict[Part, int]:
+    """Numbers of the whole model, by part; the head's also where its table is the embedding's."""
+    return {Part.HEAD: model.vocab_size * model.hidden_size, **_by_part(model)}
+
+
 def weight_bytes(
     model: ModelShape, split: Split, bits: WeightBits, *, stored: StoredWeights | None = None
 ) -> Bounds:
@@ -134,7 +149,7 @@ def _expected(model: ModelShape, split: Split, bits: WeightBits) -> float:
     fullest = 0.0
     parts = stages(model.layers, split.pipeline)
     for at, layers in enumerate(parts):
-        held = sum(_layer_bytes(model, layer, split, bits) for layer in layers)
+        held = sum(sum(_layer_bytes(model, layer, split, bits).values()) for layer in layers)
         first, last = at == 0, at == len(parts) - 1
         held += embedding if first or (last and model.tied_embeddings) else 0.0
         held += head if last and not model.tied_embeddings else 0.0
@@ -142,8 +157,8 @@ def _expected(model: ModelShape, split: Split, bits: WeightBits) -> float:
     return fullest
 
 
-def _layer_bytes(model: ModelShape, layer: int, split: Split, bits: WeightBits) -> float:
-    held = 0.0
+def _layer_bytes(model: ModelShape, layer: int, split: Split, bits: WeightBits) -> dict[Part, float]:
+    held = {}
     for part, numbers in layer_weights(model, layer).items():
         share: float
         if part is Part.EXPERTS:
@@ -152,7 +167,7 @@ def _layer_bytes(model: ModelShape, layer: int, split: Split, bits: WeightBits) 
             share = 1 / split.tensor + _repeated(model, layer, split) / max(numbers, 1)
         else:
             share = 1 / split.tensor
-        held += numbers * share * bits.expected[part] / 8
+        held[part] = numbers * share * bits.expected[part] / 8
     return held
 
 
