@@ -46,7 +46,8 @@ class Performance(_Constant):
 
     ``dense_tflops`` are those of its matrix units without sparsity, by bits of both operands; a width that is
     missing runs at the next wider one. ``link_gb_s`` and ``network_gb_s`` are per accelerator and direction:
-    among the ``linked`` accelerators of a node or rack, and beyond them.
+    among the ``linked`` accelerators of a node or rack, and beyond them. ``pace`` is no peak but the speed at
+    which engines run there, of what they would run at on NVIDIA's accelerators with the same peaks.
     """
 
     memory_gb: PositiveFloat
@@ -55,6 +56,7 @@ class Performance(_Constant):
     link_gb_s: PositiveFloat
     linked: PositiveInt = 8
     network_gb_s: PositiveFloat
+    pace: PositiveFloat = 1.0
     source: Source
 
     def peak_flops(self, bits: float) -> float:

@@ -30,8 +30,9 @@ class Efficiency:
 
     ``memory``, ``compute``, ``attention`` and ``link`` are reached shares of the peaks: of memory, of large
     matrix products, of attention's arithmetic, of links. ``layer_s`` is per layer, for the gaps between its
-    kernels; ``collective_s`` per collective and doubling of ranks; ``step_s`` per step, for scheduling and
-    sampling. ``imbalance`` is the load of the busiest of ranks that hold whole experts, over the mean.
+    kernels, ``experts_s`` in addition where it has experts; ``collective_s`` per collective and doubling of
+    ranks, ``far_s`` in addition where a network links some; ``step_s`` per step, for scheduling and sampling.
+    ``imbalance`` is the load of the busiest of ranks that hold whole experts, over the mean.
     ``acceptance`` is the chance that a drafted token is accepted after those before it were; ``drafted`` how
     many are drafted unless told.
     """
@@ -41,7 +42,9 @@ class Efficiency:
     attention: float = 0.35
     link: float = 0.6
     layer_s: float = 20e-6
+    experts_s: float = 20e-6
     collective_s: float = 4e-6
+    far_s: float = 30e-6
     step_s: float = 1e-3
     imbalance: float = 1.3
     acceptance: float = 0.7
@@ -87,6 +90,7 @@ class Worker:
     replicas: int
     stages: int
     layers: int
+    expert_layers: int
     hidden_size: int
     layout: KvLayout
     sparse_tokens: int
@@ -143,9 +147,9 @@ class Worker:
             reckoning_s = part_tokens * part.flops_per_token / part.peak_flops
             memory_s, compute_s = memory_s + reading_s, compute_s + reckoning_s
             seconds += max(reading_s / reached.memory, reckoning_s / reached.compute)
-        seconds += (
-            self.layers * (reached.layer_s + self._links_s(tokens)) + self._hops_s(tokens) + reached.step_s
-        )
+        seconds += self.layers * (reached.layer_s + self._links_s(tokens)) + self._hops_s(tokens)
+        seconds += self.expert_layers * reached.experts_s + reached.step_s
+        seconds /= chip.pace
         return Step(seconds=seconds, memory_s=memory_s, compute_s=compute_s)
 
     def _work(self, tokens: float) -> list[tuple[_Part, float, float]]:
@@ -185,7 +189,8 @@ class Worker:
         near = min(ranks, self.chip.linked)
         inside = sent_bytes * (near - 1) / ranks / (self.chip.link_gb_s * 1e9)
         outside = sent_bytes * (ranks - near) / ranks / (self.chip.network_gb_s * 1e9)
-        return (inside + outside) / self.efficiency.link + self.efficiency.collective_s * log2(ranks)
+        far_s = self.efficiency.far_s if ranks > near else 0.0
+        return (inside + outside) / self.efficiency.link + self.efficiency.collective_s * log2(ranks) + far_s
 
     def _hops_s(self, tokens: float) -> float:
         """Seconds between the stages of a pipeline."""
@@ -234,6 +239,7 @@ def worker(
         replicas=shape.data_parallel or 1,
         stages=stages,
         layers=model.layers,
+        expert_layers=sum(model.with_experts),
         hidden_size=model.hidden_size,
         layout=expected_layout(model, split, cached),
         sparse_tokens=model.sparse_tokens,

@@ -19,7 +19,16 @@ from tests.unit.model_facts import DEEPSEEK_R1, GPT_OSS_120B, LLAMA_8B, LLAMA_70
 
 TABLE = read_accelerators()
 IDEAL = Efficiency(
-    memory=1.0, compute=1.0, attention=1.0, link=1.0, layer_s=0.0, collective_s=0.0, step_s=0.0, imbalance=1.0
+    memory=1.0,
+    compute=1.0,
+    attention=1.0,
+    link=1.0,
+    layer_s=0.0,
+    experts_s=0.0,
+    collective_s=0.0,
+    far_s=0.0,
+    step_s=0.0,
+    imbalance=1.0,
 )
 SHAPES = {
     name: ModelShape.from_config(config)
