@@ -1,8 +1,8 @@
 """How near the built-in roofline comes to published measurements; ``--fit`` calibrates its constants anew.
 
 Prints, for throughput per GPU and TPOT of the rows of ``inferencex.csv``: error, and rank correlation within
-each problem (model, hardware, prompt, output) and over all; then what launching the forecast's favourites would
-have cost at an SLA, which is what a prior is for.
+each problem (model, hardware, prompt, output) and over all; then what launching the forecast's favourites
+would have cost at an SLA, which is what a prior is for.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from math import erf, log, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,9 @@ SPREAD = 1.25
 
 CAPPED = {"memory": 0.95, "compute": 0.95, "attention": 0.95, "link": 0.95, "acceptance": 0.9}
 KEPT = {"drafted"}
+
+TPOT_DEVIATION = 0.3
+"""Of the logarithm of measured over forecast TPOT."""
 
 Problem = tuple[str, str, str, str]
 
@@ -137,7 +141,7 @@ def report(found: Sequence[Point]) -> dict[str, float]:
 
 
 def choices(found: Sequence[Point], pooled: bool) -> list[dict[str, float]]:
-    """For every problem and SLA: correlation of ranks of configurations, and regret of those forecast best."""
+    """For every problem and SLA: rank correlation of configurations, and regret of those forecast best."""
     groups = _grouped(found, lambda p: (p.problem[0], *p.problem[2:]) if pooled else p.problem)
     rows = []
     for group in groups.values():
@@ -162,14 +166,14 @@ def choices(found: Sequence[Point], pooled: bool) -> list[dict[str, float]]:
 
 
 def _worth(group: Sequence[Point], least: float) -> dict[str, tuple[float, float]]:
-    """Most output tokens per provisioned kilojoule at this interactivity: measured, forecast; by configuration."""
+    """Output tokens per provisioned kilojoule at this interactivity: most measured, most forecast."""
     worth: dict[str, tuple[float, float]] = {}
     for point in group:
         kilowatts = float(point.row["allin_kw_per_gpu"])
         measured = point.measured / kilowatts if 1 / point.measured_tpot_s >= least else 0.0
-        # Where none meets the bound the nearest to it comes first.
-        ahead = min(1 / point.forecast.tpot_s / least, 1.0)
-        forecast = point.forecast_rate / kilowatts * (1.0 if ahead == 1.0 else 1e-6 * ahead)
+        # Worth what it serves times the chance that it does so fast enough, since recorded loads are steps.
+        deviations = log(1 / point.forecast.tpot_s / least) / TPOT_DEVIATION
+        forecast = point.forecast_rate / kilowatts * (1 + erf(deviations / sqrt(2))) / 2
         before = worth.get(point.row["config_id"], (0.0, 0.0))
         worth[point.row["config_id"]] = (max(before[0], measured), max(before[1], forecast))
     return worth

@@ -14,7 +14,7 @@ from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.observations import Observation
 from autotune.domain.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 _METADATA = sa.MetaData()
 
 _VERSION = sa.Table("autotune_schema", _METADATA, sa.Column("version", sa.Integer, primary_key=True))
@@ -48,6 +48,7 @@ _TRIALS = sa.Table(
     sa.Column("total_s", sa.Float, nullable=False),
     sa.Column("objectives", sa.Text, nullable=False),
     sa.Column("quality", sa.String(20)),
+    sa.Column("predicted", sa.Text, nullable=False),
 )
 
 _OBSERVATIONS = sa.Table(
@@ -85,6 +86,7 @@ class SqlCatalog:
         values = {f.name: getattr(row, f.name) for f in fields(row)}
         values["config"] = row.config.model_dump_json(exclude_none=True)
         values["objectives"] = json.dumps(dict(row.objectives))
+        values["predicted"] = json.dumps(dict(row.predicted))
         key = (_TRIALS.c.study == row.study) & (_TRIALS.c.number == row.number)
         self._replace(_TRIALS, key, values)
 
@@ -208,6 +210,7 @@ def _trial_row(values: dict[str, Any]) -> TrialRow:
             "state": TrialState(values["state"]),
             "config": EngineConfig.model_validate_json(values["config"]),
             "objectives": json.loads(values["objectives"]),
+            "predicted": json.loads(values["predicted"]),
         }
     )
 

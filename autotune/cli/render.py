@@ -310,6 +310,8 @@ def print_trials(
         line.append(f"{times[0]:>7}  {times[1]:>7}")
         line.append("".join(f"  {figure:>{width}}" for figure, width in zip(figures, widths, strict=True)))
         line.append(f"\n       {row.config.label(defaults)}", style="dim")
+        if row.predicted:
+            line.append(f"\n       predicted {_predicted(row)}", style="dim")
         if row.quality and row.quality != QualityState.PASSED:
             line.append(f"\n       quality {row.quality}", style=QUALITY_STYLES[QualityState(row.quality)])
         if row.failure_class:
@@ -317,6 +319,16 @@ def print_trials(
         if row.failure_class and row.log_path:
             line.append(f"\n       log: {row.log_path}", style="dim")
         console.print(line, soft_wrap=True)
+
+
+def _predicted(row: TrialRow) -> str:
+    """What a prior said before the launch, and how much of it was measured."""
+    parts = []
+    for sla, predicted in row.predicted.items():
+        measured = row.objectives.get(sla)
+        share = f" (measured {measured / predicted:.0%} of it)" if predicted and measured is not None else ""
+        parts.append(f"{sla} {predicted:.4g}{share}")
+    return ", ".join(parts)
 
 
 _TRIAL_HEADINGS = f"{'purpose':<12}{'state':<12}{'launch':>7}  {'load':>7}"

@@ -112,6 +112,7 @@ def trial_document(row: TrialRow) -> dict[str, Any]:
         "load_s": row.load_s,
         "total_s": row.total_s,
         "objectives": dict(row.objectives),
+        "predicted": dict(row.predicted),
         "quality": row.quality,
     }
 

@@ -24,6 +24,7 @@ from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import LoadResult
 from autotune.domain.node import CoolDown, NodeState
 from autotune.domain.power import PowerTrace
+from autotune.domain.prior import NotCovered, Prediction
 from autotune.domain.progress import Cancelled, Steering, to_the_end
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
 
@@ -92,6 +93,13 @@ class Inventory(Protocol):
 
         Raises DevicesBusyError naming who holds them.
         """
+
+
+class Prior(Protocol):
+    """Says what a configuration is worth before it is launched."""
+
+    def predict(self, config: EngineConfig, /) -> Prediction | NotCovered:
+        """Predict the objective of every SLA, or say why this configuration is not covered."""
 
 
 class CounterRecording(Protocol):

@@ -88,7 +88,8 @@ class TrialRow:
     """One row of the catalog: what lists and pages show of a trial without opening the archive.
 
     ``final_of`` is the number of the trial that a final, a reference or a soak launches again.
-    ``objectives`` are by SLA. ``quality`` is the state of the verdict on its precision.
+    ``objectives`` are by SLA, ``predicted`` what a prior said of them before the launch. ``quality`` is the
+    state of the verdict on its precision.
     """
 
     study: str
@@ -106,6 +107,7 @@ class TrialRow:
     total_s: float = 0.0
     objectives: Mapping[str, float] = field(default_factory=dict)
     quality: str | None = None
+    predicted: Mapping[str, float] = field(default_factory=dict)
 
 
 class StudyStatus(StrEnum):

@@ -37,21 +37,22 @@ class Efficiency:
     many are drafted unless told.
     """
 
-    memory: float = 0.75
-    compute: float = 0.6
-    attention: float = 0.35
-    link: float = 0.6
-    layer_s: float = 20e-6
-    experts_s: float = 20e-6
-    collective_s: float = 4e-6
-    far_s: float = 30e-6
-    step_s: float = 1e-3
-    imbalance: float = 1.3
-    acceptance: float = 0.7
+    memory: float = 0.77
+    compute: float = 0.83
+    attention: float = 0.48
+    link: float = 0.3
+    layer_s: float = 26e-6
+    experts_s: float = 36e-6
+    collective_s: float = 5e-6
+    far_s: float = 60e-6
+    step_s: float = 0.5e-3
+    imbalance: float = 2.2
+    acceptance: float = 0.58
     drafted: int = 2
 
 
 EFFICIENCY = Efficiency()
+"""Calibrated on InferenceX's table of 2026-07-20: ``bench/roofline.py --fit``, docs/design/roofline.md."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -154,6 +154,14 @@ class SearchSpace(BaseModel):
                 value = DEFAULT
             if value in self.choices(name):
                 point[name] = value
+        return point
+
+    def draw(self, choose: Callable[[Sequence[Value]], Value]) -> dict[str, Value]:
+        """A point whose every value is one that ``choose`` picked among those of its dimension."""
+        point: dict[str, Value] = {}
+        for name in self.dimensions:
+            if self.applies(name, point):
+                point[name] = choose(self.choices(name))
         return point
 
     def points(self) -> Iterator[dict[str, Value]]:

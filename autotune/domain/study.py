@@ -193,6 +193,10 @@ class StudySpec(_Part):
     try_first: tuple[Point, ...] = Field(
         (), description="points to launch on each engine before the search chooses"
     )
+    priors: tuple[Literal["roofline", "aiconfigurator", "transfer"], ...] = Field(
+        ("roofline", "transfer"),
+        description="what ranks configurations before any is launched; the best are tried first",
+    )
     requirements: Requirements = Requirements()
     baseline: str | None = Field(None, description="the command line that production runs today")
     budget: Budget

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autotune.domain.boundary import NO_FOREKNOWLEDGE, Foreknowledge
+from autotune.domain.config import EngineConfig
 from autotune.domain.errors import BenchError, DevicesBusyError, InfeasibleConfigError, StudyCancelledError
 from autotune.domain.events import Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
 from autotune.domain.launch import Reaction
@@ -18,7 +19,7 @@ from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
 from autotune.domain.scoring import CurveScore, open_levels
 from autotune.domain.study import StudySpec
 from autotune.runs.quality import NOTHING_KNOWN, QualityKnown
-from autotune.runs.trials import Trials, interrupted, outcome_of
+from autotune.runs.trials import Trials, interrupted, no_prior, outcome_of
 
 ATTEMPTS_PER_TRIAL = 2
 """A launch that the bench broke is tried once more; then its trial is a bench error."""
@@ -49,7 +50,10 @@ class LaunchOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchParts:
-    """What launches of a study need of the outside; ``factor`` corrects (node, trial number) for drift."""
+    """What launches of a study need of the outside; ``factor`` corrects (node, trial number) for drift.
+
+    ``predicted`` is what a prior says of a configuration's objectives.
+    """
 
     search: Search
     archive: Archive
@@ -57,6 +61,7 @@ class LaunchParts:
     workdir: Callable[[int], Path]
     sink: EventSink
     factor: Callable[[str, int], float]
+    predicted: Callable[[EngineConfig], Mapping[str, float]] = no_prior
 
 
 class Launching:
@@ -78,6 +83,7 @@ class Launching:
             state=TrialState.RUNNING,
             config=config,
             final_of=order.final_of,
+            predicted=self._parts.predicted(config),
         )
         self._trials.keep(row)
         self._parts.sink(LaunchStarted(number, config, order.purpose))

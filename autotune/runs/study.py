@@ -21,8 +21,9 @@ from autotune.domain.records import LaunchRecord, Purpose, TrialState
 from autotune.domain.stopping import why_stop
 from autotune.domain.study import StudySpec
 from autotune.runs.drift_watch import DriftWatch
+from autotune.runs.first_trials import NO_PRIOR, FirstTrials
 from autotune.runs.launching import Launching, LaunchOrder, LaunchParts
-from autotune.runs.trials import PredictRates, Trials, is_interrupted, no_prior
+from autotune.runs.trials import Trials, is_interrupted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class StudyParts:
     workdir: Callable[[int], Path]
     sink: EventSink
     cancelled: Cancelled
-    predict: PredictRates = no_prior
+    first_trials: FirstTrials = NO_PRIOR
 
 
 class StudyRun:
@@ -49,7 +50,7 @@ class StudyRun:
         self._parts = parts
         self._study = parts.study
         self._started_s = time.monotonic() - spent_s
-        self._trials = Trials(parts.study, parts.catalog, parts.archive, parts.predict)
+        self._trials = Trials(parts.study, parts.catalog, parts.archive, parts.first_trials.rates)
         self._drift = DriftWatch(self._study, self._reference_again, parts.sink)
         self._launching = Launching(
             self._study,
@@ -61,6 +62,7 @@ class StudyRun:
                 workdir=parts.workdir,
                 sink=parts.sink,
                 factor=self._drift.factor,
+                predicted=parts.first_trials.predicted,
             ),
         )
         if (reference := self._trials.reference) is not None:
@@ -74,10 +76,18 @@ class StudyRun:
     def run(self) -> None:
         """Search, then run the finals and the soak; raises StudyCancelledError, BenchError."""
         self._launch_given(self._first())
+        self._launch_picks_of_priors()
         self._search()
         self._launch_given(self._references_without_verdict())
         self._finals()
         self._soak()
+
+    def _launch_picks_of_priors(self) -> None:
+        given = [branch.config_at(point) for point in self._study.try_first for branch in self._study.branches]
+        picks, trials = self._parts.first_trials, self._trials
+        while self._may_launch(then_finals=True) and (config := picks.next(trials.rows, given)) is not None:
+            self._try(self._parts.search.begin(config), Purpose.SEARCH)
+        picks.report(trials.rows, self._parts.sink)
 
     def _search(self) -> None:
         while self._may_launch(then_finals=True):

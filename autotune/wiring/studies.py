@@ -37,6 +37,7 @@ from autotune.runs.study import StudyParts, StudyRun
 from autotune.runs.trials import outcome_of, settle_interrupted
 from autotune.wiring.bench import basis_for, benches_for, kind_of
 from autotune.wiring.engines import environment_for, hardware_for, launcher_of
+from autotune.wiring.priors import Ground, first_trials
 from autotune.wiring.store import Store
 
 SPACES = Path(str(files("search_spaces")))
@@ -153,6 +154,7 @@ def _study_run(
     spent_s: float,
 ) -> StudyRun:
     bench = next(iter(benches.values()))
+    basis = basis_for(study, bench.environment.kind)
     rows = settle_interrupted(store.catalog, study.name)
     slas = [sla.name for sla in study.slas]
     storage = optuna.storages.get_storage(store.url)
@@ -180,7 +182,7 @@ def _study_run(
             study=study.name,
             hardware=bench.hardware.describe(),
             engine=", ".join(f"{name} {each.environment.version}" for name, each in benches.items()),
-            power=basis_for(study, bench.environment.kind),
+            power=basis,
             launches_done=sum(row.state is not TrialState.REJECTED for row in rows),
             most_launches=study.budget.launches or 0,
             wall_time_s=study.budget.wall_time or 0.0,
@@ -188,10 +190,13 @@ def _study_run(
     )
     for remark in bench.remarks:
         sink(Notice(remark))
+    setting = setting_for(study, bench.hardware)
+    ground = Ground(study=study, setting=setting, basis=basis, plan=bench.plan, store=store)
     return StudyRun(
         StudyParts(
             study=study,
-            setting=setting_for(study, bench.hardware),
+            setting=setting,
+            first_trials=first_trials(ground, sink),
             baseline=baseline_config(study),
             search=search,
             archive=ArtifactArchive(optuna_study, store.artifacts, storage),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from model_facts import DEEPSEEK_R1, GPT_OSS_120B, LLAMA_8B, LLAMA_70B, QWEN3_30B
 
 from autotune.adapters.accelerator_constants import read_accelerators
 from autotune.domain.accelerators import Performance
@@ -15,7 +16,6 @@ from autotune.domain.forecast import Deployment, Traffic
 from autotune.domain.model import ModelShape
 from autotune.domain.roofline import Efficiency, worker
 from autotune.domain.weights import parameters
-from tests.unit.model_facts import DEEPSEEK_R1, GPT_OSS_120B, LLAMA_8B, LLAMA_70B, QWEN3_30B
 
 TABLE = read_accelerators()
 IDEAL = Efficiency(

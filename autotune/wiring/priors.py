@@ -1,0 +1,128 @@
+"""Priors of a study: which of those it names there are for its model and accelerators, and why not others."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+from autotune.adapters.accelerator_constants import read_accelerators
+from autotune.adapters.earlier_studies import earlier_studies
+from autotune.domain.config import EngineConfig
+from autotune.domain.events import Notice
+from autotune.domain.feasibility import Setting, why_infeasible
+from autotune.domain.hardware import DeviceKind
+from autotune.domain.level import Level
+from autotune.domain.ports import EventSink, Prior
+from autotune.domain.power import PowerBasis
+from autotune.domain.roofline_prior import Promise, RooflinePrior
+from autotune.domain.study import StudySpec
+from autotune.domain.transfer import Task, TransferPrior
+from autotune.runs.first_trials import NO_PRIOR, FirstTrials
+from autotune.runs.measure import Planner
+from autotune.wiring.store import Store, launch_record
+
+MOST_CANDIDATES = 1000
+"""Of a larger space so many points are drawn: each distinct one costs some milliseconds to forecast."""
+
+_SAMPLE_RPS, _SAMPLE_S = 2.0, 200.0
+"""Load from which mean lengths are taken: some 400 requests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What priors of a study stand on: ``basis`` is the power that ranks, ``plan`` what requests are like."""
+
+    study: StudySpec
+    setting: Setting
+    basis: PowerBasis
+    plan: Planner
+    store: Store
+
+    @property
+    def device(self) -> str:
+        """Name of the accelerators, the file's own where it gives one."""
+        devices = self.setting.hardware.devices
+        return self.study.hardware_asked.accelerator or (devices[0].name if devices else "")
+
+
+def first_trials(ground: Ground, sink: EventSink) -> FirstTrials:
+    """The first trials of a study, by those of its priors that there are; says why of the others."""
+    study, setting = ground.study, ground.setting
+    made: dict[str, Prior] = {}
+    for name in study.priors:
+        prior = _MAKERS[name](ground)
+        if isinstance(prior, str):
+            sink(Notice(f"no prior {name}: {prior}"))
+        elif prior is not None:
+            made[name] = prior
+    if not made:
+        return NO_PRIOR
+    return FirstTrials(made, lambda: candidates(study, setting), [sla.name for sla in study.slas])
+
+
+def candidates(study: StudySpec, setting: Setting) -> tuple[EngineConfig, ...]:
+    """Configurations that nothing refuses on paper: all points of a small space, of a large one some."""
+    found: dict[str, EngineConfig] = {}
+    share = MOST_CANDIDATES // len(study.branches)
+    for branch in study.branches:
+        points = list(itertools.islice(branch.space.points(), share + 1))
+        if len(points) > share:
+            choose = random.Random(study.seed).choice  # noqa: S311 - no secret
+            points = [branch.space.draw(choose) for _ in range(share)]
+        for config in map(branch.config_at, points):
+            if config.key not in found and why_infeasible(config, setting) is None:
+                found[config.key] = config
+    return tuple(found.values())
+
+
+def _roofline(ground: Ground) -> Prior | str:
+    setting, study = ground.setting, ground.study
+    if setting.hardware.kind is DeviceKind.CPU:
+        return "no peaks are kept of CPUs; earlier studies and the engine's defaults come first"
+    accelerator = read_accelerators().find(ground.device)
+    if accelerator is None or accelerator.performance is None:
+        return f"no peaks are known of {ground.device!r}"
+    if setting.model is None:
+        return f"the config.json of {study.model} is not at hand"
+    return RooflinePrior(
+        setting.model,
+        accelerator,
+        promises(study, ground.plan),
+        basis=ground.basis,
+        headroom=study.measurement.headroom,
+    )
+
+
+def promises(study: StudySpec, plan: Planner) -> tuple[Promise, ...]:
+    """Every SLA with the mean lengths of requests as they would be sent."""
+    lengths = {}
+    for workload in study.workload_names:
+        requests = plan(Level(workload, rate_rps=_SAMPLE_RPS), _SAMPLE_S, study.seed).requests
+        prompts = fmean(sum(segment.tokens for segment in r.prompt) for r in requests)
+        lengths[workload] = prompts, fmean(r.output_tokens for r in requests)
+    return tuple(
+        Promise(sla=sla, prompt_tokens=lengths[at][0], output_tokens=lengths[at][1])
+        for sla in study.slas
+        for at in [study.workload_of(sla)]
+    )
+
+
+def _transfer(ground: Ground) -> Prior | None:
+    """The studies of this storage; a first one has none before it, which is nothing to be told."""
+    store, study = ground.store, ground.study
+    earlier = earlier_studies(
+        store.catalog, study.name, lambda name, number: launch_record(store, name, number).device
+    )
+    if not earlier:
+        return None
+    here = Task(model=study.model, device=ground.device)
+    return TransferPrior(here, earlier, [sla.name for sla in study.slas])
+
+
+_MAKERS: Mapping[str, Callable[[Ground], Prior | str | None]] = {
+    "roofline": _roofline,
+    "transfer": _transfer,
+}

@@ -1,0 +1,187 @@
+"""Priors: what they say, how far launches make them believed, and which trials come of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import exp
+
+import pytest
+from fakes import Events
+from hypothesis import given
+from hypothesis import strategies as st
+from model_facts import LLAMA_8B, LLAMA_70B
+
+from autotune.adapters.accelerator_constants import read_accelerators
+from autotune.domain.config import EngineConfig
+from autotune.domain.events import Notice
+from autotune.domain.first_trials import MOST
+from autotune.domain.model import ModelShape
+from autotune.domain.power import PowerBasis
+from autotune.domain.prior import NotCovered, Prediction
+from autotune.domain.records import Purpose, TrialRow, TrialState
+from autotune.domain.roofline_prior import Promise, RooflinePrior
+from autotune.domain.sla import Bounds, JointSla
+from autotune.domain.transfer import Earlier, Task, TransferPrior, Trial, distance
+from autotune.domain.trust import Observed, combined, learned
+from autotune.runs.first_trials import FirstTrials
+
+SIZES = (1, 2, 4, 8, 16)
+CONFIGS = [EngineConfig(engine="vllm", max_num_seqs=n) for n in SIZES]
+DEFAULTS = EngineConfig(engine="vllm")
+
+
+class Oracle:
+    """Says what it was told to say."""
+
+    def __init__(self, said: Mapping[str, float]) -> None:
+        self._said = said
+
+    def predict(self, config: EngineConfig) -> Prediction | NotCovered:
+        value = self._said.get(config.key)
+        return NotCovered("not told") if value is None else Prediction(source="o", objectives={"fast": value})
+
+
+def row(number: int, config: EngineConfig, value: float, purpose: Purpose = Purpose.SEARCH) -> TrialRow:
+    state = TrialState.MEASURED if value else TrialState.INFEASIBLE
+    return TrialRow(
+        study="s", number=number, purpose=purpose, state=state, config=config, objectives={"fast": value}
+    )
+
+
+def launched(prior: Oracle, truth: Mapping[str, float]) -> tuple[list[TrialRow], FirstTrials]:
+    """Trials of a study whose defaults came first, until the prior has no more picks."""
+    first = FirstTrials({"o": prior}, lambda: CONFIGS, ["fast"])
+    rows = [row(0, DEFAULTS, truth[DEFAULTS.key], Purpose.DEFAULTS)]
+    while (config := first.next(rows, given=())) is not None:
+        rows.append(row(len(rows), config, truth[config.key]))
+    return rows, first
+
+
+TRUTH = {DEFAULTS.key: 2.5} | {config.key: float(n) for config, n in zip(CONFIGS, SIZES, strict=True)}
+
+
+def test_a_right_prior_has_its_best_launched_in_order() -> None:
+    rows, _ = launched(Oracle({key: 3 * value for key, value in TRUTH.items()}), TRUTH)
+    assert [r.config.max_num_seqs for r in rows] == [None, 16, 8, 4]
+    assert len(rows) == 1 + MOST
+
+
+def test_a_wrong_prior_costs_one_launch() -> None:
+    rows, first = launched(Oracle({key: 1 / value for key, value in TRUTH.items()}), TRUTH)
+    assert [r.config.max_num_seqs for r in rows] == [None, 1]
+    told = Events()
+    first.report(rows, told)
+    assert any(isinstance(e, Notice) and "no better than chance" in e.text for e in told)
+
+
+def test_what_no_prior_can_tell_apart_from_a_launched_one_is_passed_over() -> None:
+    rows, _ = launched(Oracle(dict.fromkeys(TRUTH, 1.0)), TRUTH)
+    assert len(rows) == 1
+
+
+def test_a_foreseen_miss_is_never_picked() -> None:
+    rows, _ = launched(Oracle({key: 0.0 if value > 8 else value for key, value in TRUTH.items()}), TRUTH)
+    assert 16 not in [r.config.max_num_seqs for r in rows]
+
+
+@given(st.floats(0.01, 100), st.lists(st.floats(0.1, 10), min_size=3, max_size=8))
+def test_a_scale_is_learned_and_costs_no_agreement(scale: float, values: Sequence[float]) -> None:
+    shown = learned("p", [Observed(scale * value, {"p": value}) for value in values])
+    assert min(scale, 1) * 0.99 <= shown.scale <= max(scale, 1) * 1.01
+    assert shown.agreement >= 0.5
+    assert shown.error == pytest.approx(max(scale, 1 / scale))
+
+
+VALUES = st.just(0.0) | st.floats(1e-6, 1e6)
+
+
+@given(st.lists(st.tuples(VALUES, VALUES), max_size=10))
+def test_what_is_learned_is_always_sound(pairs: Sequence[tuple[float, float]]) -> None:
+    shown = learned("p", [Observed(measured, {"p": predicted}) for predicted, measured in pairs])
+    assert shown.scale > 0
+    assert shown.spread > 0
+    assert -1 <= shown.agreement <= 1
+
+
+def test_the_better_of_two_priors_decides() -> None:
+    launches = [Observed(v, {"good": v, "bad": v * exp((-1) ** n)}) for n, v in enumerate((1.0, 2, 3, 4))]
+    trust = {name: learned(name, launches) for name in ("good", "bad")}
+    one, other = (combined(said, trust) for said in ({"good": 2.0, "bad": 1.0}, {"good": 1.0, "bad": 2.0}))
+    assert one is not None
+    assert other is not None
+    assert one.log_mean > other.log_mean
+
+
+def test_the_roofline_predicts_more_of_an_hour_on_a_faster_gpu_and_nothing_for_an_sla_out_of_reach() -> None:
+    table = read_accelerators()
+    slas = [
+        JointSla(name="fast", slos=Bounds.model_validate({"tpot": "50ms", "ttft": "5s"})),
+        JointSla(name="never", slos=Bounds.model_validate({"tpot": "0.01ms"})),
+    ]
+    promises = [Promise(sla=sla, prompt_tokens=1000, output_tokens=300) for sla in slas]
+    said = []
+    for name in ("H100 SXM", "H200 SXM"):
+        chip = table.find(name)
+        assert chip is not None
+        shape = ModelShape.from_config(LLAMA_8B)
+        prediction = RooflinePrior(shape, chip, promises, basis=PowerBasis.GPU).predict(DEFAULTS)
+        assert isinstance(prediction, Prediction)
+        assert prediction.objectives["never"] == 0
+        assert prediction.expected["fast"].power_w <= chip.tdp_w
+        said.append(prediction.expected["fast"].goodput_tok_per_s)
+    assert said[0] < said[1]
+
+
+def test_a_large_model_is_foreseen_to_gain_from_more_ranks_at_a_tight_sla() -> None:
+    chip = read_accelerators().find("H100 SXM")
+    assert chip is not None
+    sla = JointSla(name="fast", slos=Bounds.model_validate({"tpot": "25ms"}))
+    prior = RooflinePrior(
+        ModelShape.from_config(LLAMA_70B),
+        chip,
+        [Promise(sla=sla, prompt_tokens=1000, output_tokens=300)],
+        basis=PowerBasis.PROVISIONED,
+    )
+    values = {}
+    for ranks in (1, 2, 8):
+        said = prior.predict(EngineConfig(engine="vllm", tensor_parallel=ranks))
+        assert isinstance(said, Prediction)
+        values[ranks] = said.objectives["fast"]
+    assert values[1] == values[2] == 0 < values[8]
+
+
+def earlier(*values: float, model: str = "m") -> Earlier:
+    trials = tuple(Trial(config, value) for config, value in zip(CONFIGS, values, strict=True))
+    return Earlier(Task(model=model, device="d"), trials)
+
+
+def test_earlier_studies_rank_configurations_however_fast_their_machine_was() -> None:
+    here = Task(model="other", device="d")
+    for factor in (1, 1000):
+        prior = TransferPrior(here, [earlier(*(factor * n for n in SIZES))], ["fast"])
+        said = [prior.predict(config) for config in CONFIGS]
+        values = [p.objectives["fast"] for p in said if isinstance(p, Prediction)]
+        assert values == sorted(values)
+        assert len(set(values)) == len(CONFIGS)
+
+
+def test_the_study_with_more_in_common_outvotes_the_other() -> None:
+    here = Task(model="m", device="d")
+    prior = TransferPrior(here, [earlier(*SIZES), earlier(*SIZES[::-1], model="other")], ["fast"])
+    first, last = (prior.predict(config) for config in (CONFIGS[0], CONFIGS[-1]))
+    assert isinstance(first, Prediction)
+    assert isinstance(last, Prediction)
+    assert first.objectives["fast"] < last.objectives["fast"]
+
+
+def test_nothing_is_said_of_what_no_earlier_study_is_near_to() -> None:
+    far = EngineConfig(engine="vllm", tensor_parallel=8, eager=True, kv_cache_dtype="fp8", dtype="float16")
+    prior = TransferPrior(Task(model="m", device="d"), [earlier(*SIZES)], ["fast"])
+    assert isinstance(prior.predict(far), NotCovered)
+    assert isinstance(TransferPrior(Task(model="m", device="d"), [], ["fast"]).predict(DEFAULTS), NotCovered)
+
+
+@given(st.sampled_from(CONFIGS), st.sampled_from([*CONFIGS, DEFAULTS]))
+def test_distance_is_symmetric_and_none_to_itself(one: EngineConfig, other: EngineConfig) -> None:
+    assert distance(one, other) == distance(other, one) >= 0
+    assert (distance(one, other) == 0) == (one == other)
