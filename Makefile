@@ -8,13 +8,13 @@ MODEL ?= dense
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
-MODELS := .models/tiny-dense/config.json .models/tiny-moe/config.json
+TINY_MODELS := .models/tiny-dense/config.json .models/tiny-moe/config.json
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --editable
 
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help tune test test-unit test-e2e test-long lint parallelism bench-overhead bench-load bench-pairs bench-repeats bench-coverage bench-web clean prerequisites engine
+.PHONY: help tune test test-unit test-e2e test-long lint parallelism bench-overhead bench-load bench-pairs bench-repeats bench-coverage bench-roofline bench-web clean prerequisites engine
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,20 +22,20 @@ help: ## list the targets
 tune: engine .models/tiny-$(MODEL)/config.json ## install all that is needed and tune a tiny model (MODEL=moe for experts)
 	@$(BIN)/autotune tune search_spaces/quickstart.yaml $(if $(filter-out dense,$(MODEL)),--model .models/tiny-$(MODEL) --name quickstart-$(MODEL))
 
-test: lint engine $(MODELS) ## linters, types, layers and every test but the end-to-end ones
+test: lint engine $(TINY_MODELS) ## linters, types, layers and every test but the end-to-end ones
 	@$(BIN)/pytest -m "not e2e"
 
 test-unit: $(INSTALLED_DEV) ## the tests that need no engine
 	@$(BIN)/pytest -m "not engine and not e2e"
 
-test-e2e: $(INSTALLED_DEV) engine $(MODELS) ## whole studies on a real engine, minutes
+test-e2e: $(INSTALLED_DEV) engine $(TINY_MODELS) ## whole studies on a real engine, minutes
 	@$(BIN)/pytest -m "e2e and not long"
 
-test-long: $(INSTALLED_DEV) engine $(MODELS) ## more engines, pools, the quality gate, hangs: half an hour
+test-long: $(INSTALLED_DEV) engine $(TINY_MODELS) ## more engines, pools, the quality gate, hangs: half an hour
 	@$(BIN)/autotune engines install transformers
 	@$(BIN)/pytest -m long
 
-parallelism: engine $(MODELS) .models/tiny-dense-int8/config.json ## every parallelism, precision and speculation of vLLM on CPU, measured
+parallelism: engine $(TINY_MODELS) .models/tiny-dense-int8/config.json ## every parallelism, precision and speculation of vLLM on CPU, measured
 	@$(BIN)/autotune tune search_spaces/parallelism-dense.yaml
 	@$(BIN)/autotune tune search_spaces/parallelism-moe.yaml
 
@@ -62,6 +62,9 @@ bench-coverage: $(INSTALLED) ## how often intervals hold, by simulation
 
 bench-web: $(INSTALLED_DEV) ## how fast the pages are with 10,000 trials in the store
 	@$(BIN)/python bench/web.py
+
+bench-roofline: $(INSTALLED) ## the roofline against recorded tables: TABLES=folder MODELS=folder [FIT=rounds]
+	@PYTHONPATH=. $(BIN)/python bench/roofline.py "$(TABLES)" "$(MODELS)" $(if $(FIT),--fit $(FIT))
 
 clean: ## remove what was made here; studies and installed engines stay
 	rm -rf $(VENV) .models build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 
 from autotune.domain.accelerators import Performance
 from autotune.domain.config import EngineConfig, Pool
@@ -82,6 +83,10 @@ class Deployment:
         self._devices = config.devices
         speculates = config.speculation not in {None, "none"}
         self._drafted = (config.speculative_tokens or efficiency.drafted) if speculates else 0
+
+    def probability_of_fitting(self, tokens: float) -> float:
+        """Chance that weights and a sequence of so many tokens fit on the devices of every pool."""
+        return prod(need.probability_of_fitting(tokens) for need in self._needs.values())
 
     def forecast(self, traffic: Traffic) -> Forecast:
         """What it does under a load; where not even one sequence fits it is forecast with one at a time."""

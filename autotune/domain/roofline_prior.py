@@ -14,6 +14,8 @@ from autotune.domain.prior import Expected, NotCovered, PowerModel, Prediction, 
 from autotune.domain.sla import Sla
 
 SOURCE = "roofline"
+LEAST_CHANCE_OF_FITTING = 0.1
+"""Of weights and a sequence; below it a configuration is not thought to serve anything."""
 
 _SEEN = (
     "tensor_parallel",
@@ -83,7 +85,8 @@ class RooflinePrior:
         expected = {}
         for promise in self._promises:
             lengths = {"prompt_tokens": promise.prompt_tokens, "output_tokens": promise.output_tokens}
-            seen = best_within(deployment, promise.sla, **lengths)
+            fits = deployment.probability_of_fitting(sum(lengths.values())) >= LEAST_CHANCE_OF_FITTING
+            seen = best_within(deployment, promise.sla, **lengths) if fits else None
             if seen is not None:
                 expected[promise.sla.name] = Expected(
                     rate_rps=seen.output_tok_s / promise.output_tokens,

@@ -98,19 +98,23 @@ class Belief:
     deviation: float
 
 
+UNTRIED = learned("", ())
+"""What is thought of a prior that no launch has shown anything of."""
+
+
 def combined(predicted: Mapping[str, float], trust: Mapping[str, Learned]) -> Belief | None:
     """Priors that are believed, each at its scale, weighed by precision and agreement; None where none is.
 
     0, a miss foreseen, is a mean of minus infinity: it comes last, whoever says so.
     """
-    weights = {
-        name: trust[name].agreement / trust[name].spread ** 2 for name in predicted if trust[name].believed
-    }
-    if not weights:
+    shown = {name: trust.get(name, UNTRIED) for name in predicted}
+    believed = {name: each for name, each in shown.items() if each.believed}
+    if not believed:
         return None
-    if any(predicted[name] <= 0 for name in weights):
-        return Belief(-inf, max(trust[name].spread for name in weights))
-    total = sum(weights.values())
-    mean = sum(weight * log(predicted[name] * trust[name].scale) for name, weight in weights.items()) / total
-    nearest = min((trust[name] for name in weights), key=lambda each: each.spread)
+    if any(predicted[name] <= 0 for name in believed):
+        return Belief(-inf, max(each.spread for each in believed.values()))
+    weights = {name: each.agreement / each.spread**2 for name, each in believed.items()}
+    means = {name: log(predicted[name]) + log(each.scale) for name, each in believed.items()}
+    mean = sum(weights[name] * means[name] for name in believed) / sum(weights.values())
+    nearest = min(believed.values(), key=lambda each: each.spread)
     return Belief(mean, sqrt(nearest.spread**2 + nearest.scale_deviation**2))

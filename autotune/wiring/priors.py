@@ -10,6 +10,7 @@ from statistics import fmean
 
 from autotune.adapters.accelerator_constants import read_accelerators
 from autotune.adapters.earlier_studies import earlier_studies
+from autotune.adapters.prior_aiconfigurator import SYSTEMS, AiconfiguratorPrior, estimator, knows
 from autotune.domain.config import EngineConfig
 from autotune.domain.events import Notice
 from autotune.domain.feasibility import Setting, why_infeasible
@@ -96,6 +97,20 @@ def _roofline(ground: Ground) -> Prior | str:
     )
 
 
+def _aiconfigurator(ground: Ground) -> Prior | str:
+    estimate, study, shape = estimator(), ground.study, ground.setting.model
+    if estimate is None:
+        return "it is not installed; pip install 'autotune-inference[aiconfigurator]'"
+    accelerator = read_accelerators().find(ground.device)
+    if accelerator is None or accelerator.name not in SYSTEMS:
+        return f"it has no measurements of {ground.device!r}"
+    if shape is None or not knows(study.model):
+        return f"it does not know {study.model}"
+    return AiconfiguratorPrior(
+        estimate, study.model, shape, accelerator, promises(study, ground.plan), basis=ground.basis
+    )
+
+
 def promises(study: StudySpec, plan: Planner) -> tuple[Promise, ...]:
     """Every SLA with the mean lengths of requests as they would be sent."""
     lengths = {}
@@ -124,5 +139,6 @@ def _transfer(ground: Ground) -> Prior | None:
 
 _MAKERS: Mapping[str, Callable[[Ground], Prior | str | None]] = {
     "roofline": _roofline,
+    "aiconfigurator": _aiconfigurator,
     "transfer": _transfer,
 }

@@ -38,6 +38,7 @@ FULL = TrialRow(
     load_s=2.5,
     total_s=3.75,
     objectives={"fast": 0.1 + 0.2, "slow": 0.0},
+    predicted={"fast": 0.5},
 )
 STUDY = StudyRow(
     name="one",

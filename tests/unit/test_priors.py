@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import exp
+from pathlib import Path
+from typing import Any
 
 import pytest
-from fakes import Events
+from fakes import Events, hardware, planner, study_spec
 from hypothesis import given
 from hypothesis import strategies as st
-from model_facts import LLAMA_8B, LLAMA_70B
+from model_facts import LLAMA_8B, LLAMA_70B, QWEN3_30B
 
 from autotune.adapters.accelerator_constants import read_accelerators
+from autotune.adapters.catalog import SqlCatalog
+from autotune.adapters.earlier_studies import earlier_studies
+from autotune.adapters.prior_aiconfigurator import AiconfiguratorPrior
 from autotune.domain.config import EngineConfig
 from autotune.domain.events import Notice
+from autotune.domain.feasibility import Setting
 from autotune.domain.first_trials import MOST
+from autotune.domain.hardware import Device, DeviceKind, Hardware
 from autotune.domain.model import ModelShape
 from autotune.domain.power import PowerBasis
 from autotune.domain.prior import NotCovered, Prediction
-from autotune.domain.records import Purpose, TrialRow, TrialState
+from autotune.domain.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
 from autotune.domain.roofline_prior import Promise, RooflinePrior
 from autotune.domain.sla import Bounds, JointSla
 from autotune.domain.transfer import Earlier, Task, TransferPrior, Trial, distance
 from autotune.domain.trust import Observed, combined, learned
 from autotune.runs.first_trials import FirstTrials
+from autotune.wiring.priors import MOST_CANDIDATES, Ground, candidates, first_trials
+from autotune.wiring.store import open_store
 
 SIZES = (1, 2, 4, 8, 16)
 CONFIGS = [EngineConfig(engine="vllm", max_num_seqs=n) for n in SIZES]
@@ -147,7 +157,69 @@ def test_a_large_model_is_foreseen_to_gain_from_more_ranks_at_a_tight_sla() -> N
         said = prior.predict(EngineConfig(engine="vllm", tensor_parallel=ranks))
         assert isinstance(said, Prediction)
         values[ranks] = said.objectives["fast"]
-    assert values[1] == values[2] == 0 < values[8]
+    assert values[1] == values[2] == 0 < values[8]  # TP1 does not fit, TP2 is too slow
+
+
+class Kernels:
+    """An estimator: TPOT by ranks, plus a little for every request in the batch."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def __call__(self, model: str, system: str, **words: Any) -> Estimated:
+        self.asked.append({"system": system, **words})
+        if words["batch_size"] > 64:
+            raise RuntimeError("OOM: does not fit\nmore")
+        if words["tp_size"] == 3:
+            raise RuntimeError("no data for 3 ranks")
+        return Estimated(ttft=100.0, tpot=40.0 / words["tp_size"] + words["batch_size"] / 10)
+
+
+@dataclass
+class Estimated:
+    ttft: float
+    tpot: float
+    power_w: float | None = None
+    backend_version: str = "1.2"
+
+
+def kernels(chip: str) -> tuple[Kernels, AiconfiguratorPrior]:
+    estimator, found = Kernels(), read_accelerators().find(chip)
+    assert found is not None
+    sla = JointSla(name="fast", slos=Bounds.model_validate({"tpot": "50ms"}))
+    promises = [Promise(sla=sla, prompt_tokens=1000, output_tokens=300)]
+    shape = ModelShape.from_config(QWEN3_30B)
+    prior = AiconfiguratorPrior(estimator, "m", shape, found, promises, basis=PowerBasis.PROVISIONED)
+    return estimator, prior
+
+
+def test_measured_kernels_are_asked_for_every_batch_until_one_does_not_fit() -> None:
+    estimator, prior = kernels("H200 SXM")
+    said = prior.predict(EngineConfig(engine="vllm", tensor_parallel=2, expert_parallel=True))
+    assert isinstance(said, Prediction)
+    assert said.expected["fast"].tpot_s == pytest.approx(0.0264)
+    assert said.expected["fast"].goodput_tok_per_s == pytest.approx(64 * 300 / (0.1 + 300 * 0.0264))
+    assert said.expected["fast"].power_w == pytest.approx(2 * 1370)
+    assert [asked["batch_size"] for asked in estimator.asked] == [1, 2, 4, 8, 16, 32, 64, 128]
+    last = estimator.asked[-1]
+    assert (last["moe_ep_size"], last["moe_tp_size"], last["backend_version"]) == (2, 1, "1.2")
+    prior.predict(EngineConfig(engine="vllm", tensor_parallel=2, expert_parallel=True, block_size=32))
+    assert len(estimator.asked) == 8
+
+
+@pytest.mark.parametrize(
+    ("chip", "words", "why"),
+    [
+        ("MI300X", {}, "no measurements of MI300X"),
+        ("H200 SXM", {"speculation": "ngram"}, "speculation"),
+        ("H200 SXM", {"decode": {"workers": 2}}, "pools"),
+        ("H200 SXM", {"tensor_parallel": 3}, "no data for 3 ranks"),
+    ],
+)
+def test_measured_kernels_say_what_they_do_not_cover(chip: str, words: dict[str, Any], why: str) -> None:
+    said = kernels(chip)[1].predict(EngineConfig.model_validate({"engine": "vllm", **words}))
+    assert isinstance(said, NotCovered)
+    assert why in said.why
 
 
 def earlier(*values: float, model: str = "m") -> Earlier:
@@ -185,3 +257,74 @@ def test_nothing_is_said_of_what_no_earlier_study_is_near_to() -> None:
 def test_distance_is_symmetric_and_none_to_itself(one: EngineConfig, other: EngineConfig) -> None:
     assert distance(one, other) == distance(other, one) >= 0
     assert (distance(one, other) == 0) == (one == other)
+
+
+def test_studies_of_the_catalog_are_read_as_earlier_tasks(tmp_path: Path) -> None:
+    catalog = SqlCatalog(f"sqlite:///{tmp_path}/studies.db")
+    try:
+        done = StudyStatus.FINISHED
+        for name in ("before", "now"):
+            spec = study_spec(name=name, model=f"model of {name}").model_dump_json()
+            catalog.put_study(
+                StudyRow(name=name, spec=spec, status=done, owner="", spent_s=1.0, started_at="2026")
+            )
+            for number, config in enumerate(CONFIGS):
+                catalog.put(replace(row(number, config, float(number)), study=name))
+        found = earlier_studies(catalog, "now", lambda name, number: f"device of {name} {number}")
+        assert [each.task for each in found] == [Task(model="model of before", device="device of before 1")]
+        assert [trial.objective for trial in found[0].trials] == [0, 0.25, 0.5, 0.75, 1]
+    finally:
+        catalog.close()
+
+
+def ground(tmp_path: Path, shape: ModelShape | None, **hardware: object) -> Ground:
+    study = study_spec(hardware=hardware, seed=3)
+    cores = Hardware(
+        DeviceKind.CPU, (Device(kind=DeviceKind.CPU, index=0, name="x", uid="0", memory_bytes=1),)
+    )
+    gpus = Hardware(
+        DeviceKind.CUDA,
+        tuple(
+            Device(kind=DeviceKind.CUDA, index=n, name="NVIDIA H200", uid=str(n), memory_bytes=140 << 30)
+            for n in range(8)
+        ),
+    )
+    setting = Setting(
+        hardware=gpus if shape else cores,
+        model=shape,
+        requirements=study.requirements,
+        longest_request_tokens=13,
+    )
+    return Ground(
+        study=study,
+        setting=setting,
+        basis=PowerBasis.PROVISIONED,
+        plan=planner(study),
+        store=open_store(f"sqlite:///{tmp_path}/studies.db"),
+    )
+
+
+def test_a_study_on_known_gpus_has_the_roofline_and_one_on_cores_is_told_why_not(tmp_path: Path) -> None:
+    told = Events()
+    with_roofline = ground(tmp_path, ModelShape.from_config(LLAMA_8B))
+    first = first_trials(with_roofline, told)
+    assert not told
+    picked = first.next([], given=())
+    assert picked in candidates(with_roofline.study, with_roofline.setting)
+    assert picked is not None
+    assert set(first.predicted(picked)) == {"fast", "slow"}
+    on_cores = first_trials(ground(tmp_path, None), told)
+    assert on_cores.next([], given=()) is None
+    assert "no prior roofline: no peaks are kept of CPUs" in told[0].text
+    with_roofline.store.catalog.close()
+
+
+def test_of_a_large_space_some_points_are_drawn_the_same_for_a_seed() -> None:
+    dimensions = {"max_num_seqs": {"low": 1, "high": 5000}, "tensor_parallel": [1, 2]}
+    study = study_spec(space={"dimensions": dimensions})
+    setting = Setting(
+        hardware=hardware(2), model=None, requirements=study.requirements, longest_request_tokens=13
+    )
+    drawn = candidates(study, setting)
+    assert drawn == candidates(study, setting)
+    assert MOST_CANDIDATES / 2 < len(drawn) <= MOST_CANDIDATES

@@ -28,6 +28,7 @@ from autotune.domain.events import Drifted, Incumbent, LaunchEnded, LaunchStarte
 from autotune.domain.feasibility import Setting
 from autotune.domain.launch import Failure, FailureClass, Phase
 from autotune.domain.measurement import LoadCurve, WindowEnd
+from autotune.domain.prior import Prediction
 from autotune.domain.quality import (
     Interview,
     QualityState,
@@ -38,6 +39,7 @@ from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
 from autotune.domain.study import StudySpec
 from autotune.runs import launching
 from autotune.runs import study as study_module
+from autotune.runs.first_trials import NO_PRIOR, FirstTrials
 from autotune.runs.launching import LaunchOrder
 from autotune.runs.study import StudyParts, StudyRun
 from autotune.runs.trials import settle_interrupted
@@ -83,8 +85,10 @@ class Bench:
         *,
         baseline: EngineConfig | None = None,
         clock: FakeClock | None = None,
+        first_trials: FirstTrials = NO_PRIOR,
     ) -> None:
         self.study, self.launch, self.baseline = study, launch, baseline
+        self.first_trials = first_trials
         self.clock = clock or FakeClock()
         self.catalog, self.archive, self.events = FakeCatalog(), FakeArchive(), Events()
         self.search = FakeSearch(study.branches)
@@ -106,6 +110,7 @@ class Bench:
             workdir=self._workdir,
             sink=self.events,
             cancelled=never,
+            first_trials=self.first_trials,
         )
         StudyRun(parts, spent_s=spent_s).run()
 
@@ -167,6 +172,30 @@ def test_baseline_then_defaults_then_recipes_then_the_search_then_finals(tmp_pat
         ("final", "max_num_seqs=2"),
         ("final", "engine defaults"),
     ]
+
+
+class Foresight:
+    """A prior that thinks the more of a configuration, the more requests it decodes together."""
+
+    def predict(self, config: EngineConfig) -> Prediction:
+        return Prediction(
+            source="foresight", objectives={"fast": 0.02 + (config.max_num_seqs or 0), "slow": 0.01}
+        )
+
+
+def test_picks_of_a_prior_come_before_the_search_and_show_what_was_predicted(tmp_path: Path) -> None:
+    study = study_spec()
+    slas = [sla.name for sla in study.slas]
+    picks = FirstTrials({"foresight": Foresight()}, lambda: list(study.branches[0].configs()), slas)
+    bench = Bench(study, tmp_path, first_trials=picks)
+    bench.run()
+    rows = bench.catalog.trials("small")
+    assert [row.config.max_num_seqs for row in rows[:4]] == [None, 16, 4, 8]
+    assert [row.purpose for row in rows[:4]] == [Purpose.DEFAULTS] + [Purpose.SEARCH] * 3
+    assert rows[1].predicted == {"fast": 16.02, "slow": 0.01}
+    assert any("prior foresight, fast: off by" in event.text for event in bench.events.of(Notice))
+    bench.resume()
+    assert bench.orders == []
 
 
 def test_a_recipe_may_leave_a_word_to_the_engine(tmp_path: Path) -> None:
