@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from math import erf, log, sqrt
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from autotune.domain.forecast import Deployment, Forecast, Traffic
 from autotune.domain.roofline import EFFICIENCY, Efficiency
 from bench.recorded import Row, accelerator, inferencex_config, model_shape, read_rows, served_as
+from bench.roofline_power import fitted_power, mlenergy, power_errors, throughput_errors
 
 INTERACTIVITY = (20.0, 50.0, 100.0)
 FEWEST_CONFIGS = 12
@@ -32,6 +34,7 @@ KEPT = {"drafted"}
 TPOT_DEVIATION = 0.3
 """Of the logarithm of measured over forecast TPOT."""
 
+T = TypeVar("T")
 Problem = tuple[str, str, str, str]
 
 
@@ -179,8 +182,8 @@ def _worth(group: Sequence[Point], least: float) -> dict[str, tuple[float, float
     return worth
 
 
-def _grouped(found: Iterable[Point], key: Callable[[Point], object]) -> dict[object, list[Point]]:
-    groups: dict[object, list[Point]] = defaultdict(list)
+def _grouped(found: Iterable[T], key: Callable[[T], object]) -> dict[object, list[T]]:
+    groups: dict[object, list[T]] = defaultdict(list)
     for point in found:
         groups[key(point)].append(point)
     return groups
@@ -216,8 +219,46 @@ def main() -> None:
             show(f"{key} {name}", report(group))
     show("all", report(found))
     show_choices(found)
+    show_mlenergy(given.tables / "mlenergy.csv", given.models, found)
     if given.fit:
         fit(rows, given.models, given.fit)
+
+
+def show_mlenergy(table: Path, models: Path, found: Sequence[Point]) -> None:
+    """Throughput of ML.ENERGY's rows, and watts of both tables: as shipped, and by the other table's fit."""
+    if not table.is_file():
+        return
+    saturated = mlenergy(table, models)
+    forecast, measured = throughput_errors(saturated)
+    ratios = np.log(np.array(forecast) / np.array(measured))
+    figures = {
+        "rows": len(saturated),
+        "throughput_error": float(np.median(np.expm1(abs(ratios)))),
+        "throughput_bias": float(np.exp(np.median(ratios))),
+        "rank_pooled": rank_correlation(forecast, measured),
+    }
+    groups = _grouped(range(len(saturated)), lambda n: (saturated[n][0]["task"], saturated[n][0]["model_id"]))
+    large = [g for g in groups.values() if len(g) >= FEWEST_CONFIGS]
+    within = [rank_correlation([forecast[n] for n in g], [measured[n] for n in g]) for g in large]
+    show("mlenergy", figures | {"problems": len(large), "rank_within": float(np.median(within))})
+    gpus = [(float(r["avg_power_watts"]) / int(r["num_gpus"]), f, r["gpu_model"]) for r, f in saturated]
+    watts = {"mlenergy": [(_tdp_w(gpu), w, f) for w, f, gpu in gpus]}
+    watts["inferencex"] = [
+        (float(p.row["tdp_w"]), float(p.row["measured_avg_gpu_power_w_est"]), p.forecast)
+        for p in found
+        if p.row["energy_measured"] == "True"
+    ]
+    for name, rows in watts.items():
+        errors = power_errors(rows)
+        idle, memory, compute = fitted_power(rows)
+        figures = {"rows": len(rows), "watts_error": float(np.median(errors))}
+        show(f"watts {name}", figures | {"idle": idle, "memory": memory, "compute": compute})
+
+
+def _tdp_w(name: str) -> float:
+    chip = accelerator(name)
+    assert chip is not None
+    return chip.tdp_w
 
 
 def fit(rows: Sequence[Row], models: Path, rounds: int) -> None:
