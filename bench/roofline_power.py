@@ -29,7 +29,7 @@ MODELS = {
 """Rows' models whose config.json there is."""
 
 PROMPT_TOKENS = {"lm-arena-chat": 250.0, "gpqa": 250.0}
-"""The table does not tell them: a guess, which hardly weighs beside outputs of hundreds of tokens and more."""
+"""The table does not tell them: a guess, which hardly weighs beside outputs of hundreds and more."""
 
 
 def mlenergy(table: Path, models: Path) -> list[tuple[Row, Forecast]]:
