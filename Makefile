@@ -14,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --ed
 MAKEFLAGS += --no-print-directory
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help tune test test-unit test-e2e test-long lint parallelism bench-overhead bench-load bench-pairs bench-repeats bench-coverage bench-roofline bench-web clean prerequisites engine
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ bench-web: $(INSTALLED_DEV) ## how fast the pages are with 10,000 trials in the 
 
 bench-roofline: $(INSTALLED) ## the roofline against recorded tables: TABLES=folder MODELS=folder [FIT=rounds]
 	@PYTHONPATH=. $(BIN)/python bench/roofline.py "$(TABLES)" "$(MODELS)" $(if $(FIT),--fit $(FIT))
+
+bench-boundary: $(INSTALLED) ## levels, seconds and capacity error of the load-boundary search, by simulation
+	@$(BIN)/python bench/boundary.py
 
 clean: ## remove what was made here; studies and installed engines stay
 	rm -rf $(VENV) .models build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
