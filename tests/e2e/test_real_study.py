@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from real_engine import tiny_study
+
+from autotune import wiring
+from autotune.domain.study import EngineSpec
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -120,6 +126,55 @@ def test_kill_9_then_resume_ends_with_a_recommendation(folder: Path) -> None:
         assert sla["goodput_tok_per_s"] > 0
         assert sla["launches"] == 2
         assert sla["command"].split(" vllm serve ")[1]
+    check_contract(folder)
+
+
+def check_contract(folder: Path) -> None:
+    """The exported script serves as it stands; its contract holds, and breaks where a bound is too low."""
+    autotune(folder, "recommend", "real", "-o", "rec.yaml")
+    autotune(folder, "export", "rec.yaml", "--sla", "bulk", "--form", "shell", "-o", "serve.sh")
+    contract = (folder / "rec.yaml").read_text()
+    (folder / "broken.yaml").write_text(contract.replace("p80: 20s", "p80: 0.001s"))
+    engine = wiring.environment_for(EngineSpec(name="vllm")).executable.parent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "HOST": "127.0.0.1", "PORT": str(port)}
+    env["PATH"] = os.pathsep.join((str(engine), env["PATH"]))
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(["./serve.sh"], cwd=folder, env=env) as server:
+        try:
+            wait_for_health(url, server)
+            assert "bulk: holds" in autotune(folder, "verify", "rec.yaml", "--sla", "bulk", "--url", url)
+            command = [
+                sys.executable,
+                "-m",
+                "autotune",
+                "verify",
+                "broken.yaml",
+                "--sla",
+                "bulk",
+                "--url",
+                url,
+            ]
+            broken = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+            )
+            assert broken.returncode == 1, broken.stdout + broken.stderr
+            assert "e2e<=1ms: p80 is " in broken.stdout
+        finally:
+            server.terminate()
+    assert not engines(folder)
+
+
+def wait_for_health(url: str, server: subprocess.Popen[bytes]) -> None:
+    until_s = time.monotonic() + 240
+    while time.monotonic() < until_s:
+        assert server.poll() is None, "the exported script ended"
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5):
+            return
+        time.sleep(0.5)
+    raise AssertionError("the exported script does not serve")
 
 
 def test_sigterm_ends_engine_and_study(folder: Path) -> None:

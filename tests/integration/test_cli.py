@@ -20,6 +20,7 @@ from small_study import Autotune, make_folder, own_env, runner
 from typer.testing import CliRunner
 
 from autotune.cli.app import app
+from autotune.domain.errors import InputError
 
 
 @pytest.fixture
@@ -97,17 +98,26 @@ def test_new_slas_are_scored_from_the_archive(finished: Path) -> None:
     assert strict["slas"][0]["reason"] == "no configuration met strict at any measured load"
 
 
+def within(folder: Path, *arguments: str) -> str:
+    """What a command that starts nothing prints; run in this process, for Python takes longer to start."""
+    done = CliRunner().invoke(app, [*arguments, "--storage", f"sqlite:///{folder}/studies.db"])
+    if isinstance(done.exception, InputError):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
 def recommended(folder: Path) -> dict[str, Any]:
     """The document of the finished study as it is written to files, YAML and JSON alike."""
-    autotune = runner(folder)
-    autotune("recommend", "small", "-o", "rec.yaml", "--peak-rate", "1000", "--daily-curve", "0,0.5,1")
-    autotune("recommend", "small", "-o", "rec.json")
+    fleet = ("--peak-rate", "1000", "--daily-curve", "0,0.5,1")
+    within(folder, "recommend", "small", "-o", str(folder / "rec.yaml"), *fleet)
+    within(folder, "recommend", "small", "-o", str(folder / "rec.json"))
     read: dict[str, Any] = YAML(typ="safe").load((folder / "rec.yaml").read_text())
     plain = json.loads((folder / "rec.json").read_text())
-    assert [sla.pop("fleet")["replicas_n_plus_1"] > 1 for sla in read["slas"]] == [True, True]
+    assert [sla["fleet"]["replicas_n_plus_1"] > 1 for sla in read["slas"]] == [True, True]
     for sla in (*read["slas"], *plain["slas"]):
         for key in ("fleet", "fleet_reason", "withheld"):
-            sla.pop(key, None)
+            del sla[key]
     assert read == plain
     return read
 
@@ -116,16 +126,16 @@ def recommended(folder: Path) -> dict[str, Any]:
 def test_a_contract_is_written_exported_and_verified(finished: Path) -> None:
     autotune, document = runner(finished), recommended(finished)
     assert document["slas"][0]["fingerprint"]["engine_version"] == VERSION
-    script = finished / "serve.sh"
-    autotune("export", "rec.yaml", "--sla", "interactive", "--form", "shell", "-o", "serve.sh")
+    script, contract = finished / "serve.sh", str(finished / "rec.yaml")
+    export = ("--sla", "interactive", "--form", "shell")
+    within(finished, "export", contract, *export, "-o", str(script))
     assert "vllm serve" in script.read_text()
     assert os.access(script, os.X_OK)
-    same = autotune("export", "small", "--sla", "interactive", "--form", "shell").stdout
-    assert same.strip() == script.read_text().strip()
-    assert "name one of: interactive, bulk" in autotune("export", "rec.yaml", "--form", "lws", code=2).stderr
+    assert within(finished, "export", "small", *export).strip() == script.read_text().strip()
+    with pytest.raises(InputError, match="name one of: interactive, bulk"):
+        within(finished, "export", contract, "--form", "lws")
 
-    holds = autotune("verify", "rec.yaml", "--sla", "interactive").stdout
-    assert "interactive: holds" in holds
+    assert "interactive: holds" in autotune("verify", "rec.yaml", "--sla", "interactive").stdout
 
     # A bound below what was measured: the pipeline is told which one.
     broken = (finished / "rec.yaml").read_text().replace("ttft: 0.06s", "ttft: 0.001s")
@@ -139,29 +149,39 @@ def test_a_contract_is_written_exported_and_verified(finished: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_engine_left")
-def test_an_artifact_that_does_not_serve_is_broken_and_a_silent_url_not_judged(finished: Path) -> None:
-    autotune = runner(finished)
+def test_an_artifact_that_does_not_serve_is_broken(finished: Path) -> None:
     recommended(finished)
     text = (finished / "rec.json").read_text()
     (finished / "dies.json").write_text(text.replace('"serve"', '"serve", "--mock-fail", "unknown-flag"'))
-    dies = autotune("verify", "dies.json", "--sla", "bulk", code=1).stdout
+    dies = runner(finished)("verify", "dies.json", "--sla", "bulk", code=1).stdout
     assert "does not serve: refused arguments" in dies
-    (finished / "old.json").write_text(text.replace('"schema_version": "1"', '"schema_version": "0"'))
-    assert "this package reads '1'" in autotune("verify", "old.json", code=2).stderr
-    (finished / "odd.yaml").write_text("a: [1")
-    assert "is no YAML" in autotune("export", "odd.yaml", "--form", "shell", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("old.json", '{"schema_version": "0"}', "this package reads '1'"),
+        ("odd.yaml", "a: [1", "is no YAML"),
+        ("odd.json", "[1]", "is no recommendation document"),
+        ("odd.json", '{"schema_version": "1"}', "study: Field required"),
+    ],
+)
+def test_what_is_no_contract_is_told(tmp_path: Path, name: str, text: str, told: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=told):
+        within(tmp_path, "export", str(tmp_path / name), "--form", "shell")
 
 
 def test_a_study_that_drifted_nowhere_and_results_of_others(finished: Path) -> None:
-    autotune = runner(finished)
-    same = json.loads(autotune("drift", "small", "small", "--json").stdout)
+    same = json.loads(within(finished, "drift", "small", "small", "--json"))
     assert (same["tune_again"], [sla["change"] for sla in same["slas"]]) == (False, ["same", "same"])
     results = [str(path) for path in sorted((Path(__file__).parents[1] / "data" / "imported").glob("*.json"))]
-    assert "measured by others, not ranked" in autotune("import", *results, "--study", "small").stdout
-    shown = json.loads(autotune("show", "small", "--json").stdout)
+    assert "measured by others, not ranked" in within(finished, "import", *results, "--study", "small")
+    shown = json.loads(within(finished, "show", "small", "--json"))
     assert len(shown["observations"]) == 5
     assert not any(each["ranked"] for each in shown["observations"])
-    assert "known: small" in autotune("import", *results, "--study", "other", code=2).stderr
+    with pytest.raises(InputError, match="known: small"):
+        within(finished, "import", *results, "--study", "other")
 
 
 def started(folder: Path, engine: Path) -> subprocess.Popen[str]:
