@@ -113,7 +113,8 @@ def export_command(  # noqa: PLR0917 - typer's options
     if isinstance(written, str):
         text = written
     else:
-        heading = "".join(f"# {line}\n" for line in notes(document, answer))
+        lines = (line for note in notes(document, answer) for line in note.splitlines())
+        heading = "".join(f"# {line}\n" for line in lines)
         text = heading + yaml_text(written)
     if output is None:
         render.print_plain(text.rstrip())

@@ -11,16 +11,18 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from autotune.domain.config import EngineConfig
+from autotune.domain.errors import InfeasibleConfigError
 from autotune.domain.evidence import EvidenceLevel
 from autotune.domain.hardware import DeviceKind
 from autotune.domain.launch import Container, LaunchSpec, ProcessSpec
 
-PLACEHOLDER = re.compile(r"\{(host|port|file|secret):([^{}]+)\}")
+PLACEHOLDER = re.compile(r"\{(host|port|file|secret):([A-Za-z0-9_./-]+)\}")
+"""What it names holds nothing that a shell or YAML would read as more than a name."""
 SECRET_NAME = re.compile(r"TOKEN$|SECRET|PASSWORD|CREDENTIAL|API_KEY", re.IGNORECASE)
 """Names of environment variables whose values are never written down."""
 HUB_TOKEN = "HF_TOKEN"  # noqa: S105 - its name
@@ -44,25 +46,30 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Variable = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Role = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=40)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
 class Secret(_Part):
     """A secret by the name of its environment variable; its value is in no document."""
 
-    name: str
+    name: Variable
     required: bool = True
 
 
 class Process(_Part):
     """One process of a deployment; an empty ``program`` is the image's own."""
 
-    role: str
+    role: Role
     program: tuple[str, ...]
     arguments: tuple[str, ...]
-    environment: dict[str, str] = {}
-    files: dict[str, str] = Field({}, description="files that it reads, by name, with their text")
+    environment: dict[Variable, str] = {}
+    files: dict[FileName, str] = Field({}, description="files that it reads, by name, with their text")
     devices: NonNegativeInt = Field(0, description="accelerators, or cores on a CPU")
     host: NonNegativeInt = Field(0, description="hosts of a deployment are counted from 0")
     ready_path: str = Field("/health", description="HTTP path that answers 200 when ready; empty: none")
-    depends_on: tuple[str, ...] = ()
+    depends_on: tuple[Role, ...] = ()
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -86,6 +93,18 @@ class Deployment(_Part):
         EvidenceLevel.RENDERED, description="ran: measured from this image; rendered: its name is written"
     )
     folders: tuple[str, ...] = Field((), description="folders that every process reads, such as the model's")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        roles = {process.role for process in self.processes}
+        if self.serving_role not in roles:
+            raise ValueError(f"no process is {self.serving_role!r}, which takes the requests")
+        for process in self.processes:
+            for what, name in (found for text in process.texts for found in PLACEHOLDER.findall(text)):
+                known = roles if what in {"host", "port"} else process.files if what == "file" else {name}
+                if (name.partition("/")[0] if what == "port" else name) not in known:
+                    raise ValueError(f"{{{what}:{name}}} of {process.role} names nothing of this deployment")
+        return self
 
     @property
     def hosts(self) -> int:
@@ -131,14 +150,27 @@ class Build:
 
 
 def deployment_of(spec: LaunchSpec, build: Build) -> Deployment:
-    """Make a deployment of a launch, without what only the bench needed and without secrets."""
+    """Make a deployment of a launch, without what only the bench needed and without secrets.
+
+    Raises InfeasibleConfigError for names that no form of deployment could write.
+    """
     secrets: dict[str, Secret] = {}
-    container = build.container
-    is_folder = Path(build.model).is_absolute()
-    if not is_folder:
+    if not Path(build.model).is_absolute():
         secrets[HUB_TOKEN] = Secret(name=HUB_TOKEN, required=False)
     left_out = OF_THE_BENCH | frozenset(build.of_the_bench)
+    try:
+        return _deployment(spec, build, left_out, secrets)
+    except ValidationError as odd:
+        what = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in odd.errors())
+        raise InfeasibleConfigError(f"{build.engine}: cannot be written as a deployment: {what}") from odd
+
+
+def _deployment(
+    spec: LaunchSpec, build: Build, left_out: frozenset[str], secrets: dict[str, Secret]
+) -> Deployment:
+    container = build.container
     processes = tuple(_process(process, container, left_out, secrets) for process in spec.processes)
+    is_folder = Path(build.model).is_absolute()
     return Deployment(
         engine=build.engine,
         engine_version=build.version,

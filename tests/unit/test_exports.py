@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from pydantic import ValidationError
 from referencing import Registry, Resource
 from ruamel.yaml import YAML
 
@@ -148,6 +149,29 @@ def test_nothing_that_a_shell_reads_otherwise_is_lost_or_run(tmp_path: Path) -> 
         ["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True, env={"PORT": "81"}
     )
     assert done.stdout == f"{NASTY}|81|0.0.0.0|"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"environment": {"A;touch owned": "1"}},
+        {"files": {"../owned": "1"}},
+        {"role": "$(touch owned)"},
+        {"arguments": ["{port:nobody}"]},
+        {"arguments": ["{file:nothing}"]},
+    ],
+)
+def test_a_document_from_elsewhere_brings_no_names_that_are_more(change: dict[str, Any]) -> None:
+    data = PLAIN.model_dump(mode="json")
+    with pytest.raises(ValidationError):
+        Deployment.model_validate({**data, "processes": [{**data["processes"][0], **change}]})
+
+
+def test_a_placeholder_that_is_more_than_a_name_is_text(tmp_path: Path) -> None:
+    script = shell_script(echoing("{secret:$(touch owned)}", '{secret:A"`touch owned`}'))
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == '{secret:$(touch owned)}|{secret:A"`touch owned`}|'
     assert not list(tmp_path.iterdir())
 
 
