@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
+from autotune.domain.deployment import SECRET_NAME, without_secrets
+from autotune.domain.deployment import filled as fill
 from autotune.domain.launch import LaunchSpec, ProcessSpec
 
 FIRST_PORT = 8000
@@ -18,7 +20,7 @@ def shell_commands(spec: LaunchSpec) -> dict[str, str]:
     """The lines that start each process, by role, in starting order; the serving role listens on FIRST_PORT.
 
     Files that a process reads are written first, into the working directory. Hosts are this machine, or
-    ``node-0``, ``node-1`` where the launch spreads over several.
+    ``node-0``, ``node-1`` where the launch spreads over several. Secrets stand as names of variables.
     """
     names = dict.fromkeys((spec.serving_role, *(process.role for process in spec.processes)))
     names |= dict.fromkeys(found for process in spec.processes for found in _ports_of(process))
@@ -36,9 +38,17 @@ def _lines(process: ProcessSpec, ports: Mapping[str, str], hosts: Mapping[str, s
 
     files = [f"cat > {name} <<'END'\n{filled(text).rstrip()}\nEND" for name, text in process.files.items()]
     program, *arguments = process.argv
-    env = [f"{name}={_quoted(filled(value))}" for name, value in sorted(process.env.items())]
-    words = [_INTERPRETER.sub("python3", Path(program).name), *map(filled, arguments)]
-    return "\n".join([*files, " ".join([*env, *map(shlex.quote, words)])])
+    env = [
+        f'{name}="${name}"' if SECRET_NAME.search(name) else f"{name}={_quoted(filled(value))}"
+        for name, value in sorted(process.env.items())
+    ]
+    words = [_INTERPRETER.sub("python3", Path(program).name), *map(filled, without_secrets(arguments)[0])]
+    return "\n".join([*files, " ".join([*env, *map(_word, words)])])
+
+
+def _word(text: str) -> str:
+    """A word as the shell is to read it, with a secret as the variable that it is given in."""
+    return fill(text, lambda _, name: f'"${name}"', shlex.quote)
 
 
 def _quoted(value: str) -> str:

@@ -43,3 +43,9 @@ def test_values_are_quoted_and_the_home_folder_is_left_to_the_shell() -> None:
     )
     assert lines["a"] == "A='two words' B=~/'some where' x '{\"k\": 1}'"
     assert shlex.split(lines["a"])[-1] == '{"k": 1}'
+
+
+def test_secrets_stand_as_the_variables_that_hold_them() -> None:
+    secret = process("a", "x", "--api-key", "sesame", env={"HF_TOKEN": "sesame", "A": "1"})
+    lines = shell_commands(LaunchSpec(processes=(secret,), serving_role="a", served_model="m"))
+    assert lines["a"] == 'A=1 HF_TOKEN="$HF_TOKEN" x --api-key "$API_KEY"'
