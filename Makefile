@@ -23,6 +23,7 @@ tune: engine .models/tiny-$(MODEL)/config.json ## install all that is needed and
 	@$(BIN)/autotune tune search_spaces/quickstart.yaml $(if $(filter-out dense,$(MODEL)),--model .models/tiny-$(MODEL) --name quickstart-$(MODEL))
 
 test: lint engine $(TINY_MODELS) ## linters, types, layers and every test but the end-to-end ones
+	@command -v chromium >/dev/null || echo "browser tests are skipped; to run them: sudo apt-get install -y chromium"
 	@$(BIN)/pytest -m "not e2e"
 
 test-unit: $(INSTALLED_DEV) ## the tests that need no engine

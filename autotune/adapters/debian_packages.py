@@ -21,6 +21,9 @@ CPU_ENGINE_LIBRARIES = {"libnuma.so.1": "libnuma1"}
 CPU_ENGINE_COMMANDS = {"lscpu": "util-linux", "g++": "g++"}
 """Commands that the engine runs, with the Debian package of each; g++ where it is not eager."""
 
+TEST_COMMANDS = {"chromium": "chromium"}
+"""Commands that tests alone need: without a browser those of the pages are skipped."""
+
 
 def missing_libraries(libraries: Sequence[str] = tuple(CPU_ENGINE_LIBRARIES)) -> tuple[str, ...]:
     """Return the shared libraries that the dynamic loader does not find."""
@@ -38,6 +41,12 @@ def missing_packages() -> tuple[str, ...]:
     if not all(importlib.util.find_spec(module) for module in ("venv", "ensurepip")):
         missing.insert(0, "python3-venv")
     return tuple(missing)
+
+
+def missing_for_tests() -> tuple[str, ...]:
+    """Debian packages that the whole of the tests needs and this machine lacks."""
+    wanted = (package for name, package in TEST_COMMANDS.items() if not shutil.which(name))
+    return (*missing_packages(), *wanted)
 
 
 def apt_line(packages: Sequence[str]) -> str:
@@ -63,4 +72,6 @@ def _loads(library: str) -> bool:
 
 
 if __name__ == "__main__":
+    if "--for-tests" in sys.argv:
+        sys.exit(print(*missing_for_tests()))  # noqa: T201 - read by .ci/run
     sys.exit(complaint() or 0)
