@@ -83,7 +83,8 @@ class StudyRun:
         self._soak()
 
     def _launch_picks_of_priors(self) -> None:
-        given = [branch.config_at(point) for point in self._study.try_first for branch in self._study.branches]
+        branches = self._study.branches
+        given = [branch.config_at(point) for point in self._study.try_first for branch in branches]
         picks, trials = self._parts.first_trials, self._trials
         while self._may_launch(then_finals=True) and (config := picks.next(trials.rows, given)) is not None:
             self._try(self._parts.search.begin(config), Purpose.SEARCH)
