@@ -172,6 +172,7 @@ class AiconfiguratorPrior:
         if not within(forecast, promise.sla, promise.output_tokens):
             return None
         return Expected(
+            rate_rps=forecast.output_tok_s / promise.output_tokens,
             goodput_tok_per_s=forecast.output_tok_s,
             power_w=self._power_w(seen) * devices,
             ttft_s=ttft_s,
