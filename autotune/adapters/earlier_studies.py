@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from pydantic import ValidationError
+
 from autotune.adapters.catalog import SqlCatalog
 from autotune.domain.records import TrialRow, TrialState
 from autotune.domain.study import StudySpec
@@ -16,14 +18,17 @@ DeviceOf = Callable[[str, int], str]
 
 
 def earlier_studies(catalog: SqlCatalog, but: str, device_of: DeviceOf) -> tuple[Earlier, ...]:
-    """Every other study with enough measured trials; its spec is read as this version understands it."""
+    """Every other study with enough measured trials, of those whose file this version understands."""
     found = []
     for row in catalog.studies():
         trials = [trial for trial in catalog.trials(row.name) if _is_told(trial)]
         measured = [trial for trial in trials if trial.state is TrialState.MEASURED]
         if row.name == but or len(measured) < FEWEST:
             continue
-        model = StudySpec.model_validate_json(row.spec).model
+        try:
+            model = StudySpec.model_validate_json(row.spec).model
+        except ValidationError:
+            continue  # of a version whose studies are no longer understood
         task = Task(model=model, device=device_of(row.name, measured[0].number))
         found.append(Earlier(task, tuple(_trials(trials))))
     return tuple(found)

@@ -12,6 +12,7 @@ from autotune.adapters.accelerator_constants import read_accelerators
 from autotune.adapters.earlier_studies import earlier_studies
 from autotune.adapters.prior_aiconfigurator import SYSTEMS, AiconfiguratorPrior, estimator, knows
 from autotune.domain.config import EngineConfig
+from autotune.domain.errors import InputError
 from autotune.domain.events import Notice
 from autotune.domain.feasibility import Setting, why_infeasible
 from autotune.domain.hardware import DeviceKind
@@ -128,13 +129,19 @@ def promises(study: StudySpec, plan: Planner) -> tuple[Promise, ...]:
 def _transfer(ground: Ground) -> Prior | None:
     """The studies of this storage; a first one has none before it, which is nothing to be told."""
     store, study = ground.store, ground.study
-    earlier = earlier_studies(
-        store.catalog, study.name, lambda name, number: launch_record(store, name, number).device
-    )
+    earlier = earlier_studies(store.catalog, study.name, lambda name, number: _device_of(store, name, number))
     if not earlier:
         return None
     here = Task(model=study.model, device=ground.device)
     return TransferPrior(here, earlier, [sla.name for sla in study.slas])
+
+
+def _device_of(store: Store, name: str, number: int) -> str:
+    """What a trial ran on; empty where the archive of that study is gone."""
+    try:
+        return launch_record(store, name, number).device
+    except (InputError, KeyError):
+        return ""
 
 
 _MAKERS: Mapping[str, Callable[[Ground], Prior | str | None]] = {

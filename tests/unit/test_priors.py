@@ -270,6 +270,11 @@ def test_studies_of_the_catalog_are_read_as_earlier_tasks(tmp_path: Path) -> Non
             )
             for number, config in enumerate(CONFIGS):
                 catalog.put(replace(row(number, config, float(number)), study=name))
+        catalog.put_study(
+            StudyRow(name="old", spec="{}", status=done, owner="", spent_s=1.0, started_at="2020")
+        )
+        for number, config in enumerate(CONFIGS):
+            catalog.put(replace(row(number, config, float(number)), study="old"))
         found = earlier_studies(catalog, "now", lambda name, number: f"device of {name} {number}")
         assert [each.task for each in found] == [Task(model="model of before", device="device of before 1")]
         assert [trial.objective for trial in found[0].trials] == [0, 0.25, 0.5, 0.75, 1]
@@ -328,3 +333,22 @@ def test_of_a_large_space_some_points_are_drawn_the_same_for_a_seed() -> None:
     drawn = candidates(study, setting)
     assert drawn == candidates(study, setting)
     assert MOST_CANDIDATES / 2 < len(drawn) <= MOST_CANDIDATES
+
+
+def test_a_study_whose_archive_is_gone_still_teaches(tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{tmp_path}/studies.db")
+    spec = study_spec(name="before").model_dump_json()
+    done = StudyStatus.FINISHED
+    store.catalog.put_study(
+        StudyRow(name="before", spec=spec, status=done, owner="", spent_s=1.0, started_at="2026")
+    )
+    for number, size in enumerate((4, 8, 16)):
+        config = EngineConfig(engine="fake", max_num_seqs=size)
+        store.catalog.put(replace(row(number, config, float(size)), study="before"))
+    told = Events()
+    first = first_trials(ground(tmp_path, None), told)
+    picked = first.next([], given=())
+    assert picked is not None
+    assert picked.max_num_seqs == 16
+    assert first.predicted(picked) == {}
+    store.catalog.close()
