@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -31,6 +32,16 @@ def covers(budget: Budget, spend: Spend) -> bool:
         and (budget.wall_time is None or spend.wall_s <= budget.wall_time)
         and (budget.accelerator_hours is None or spend.device_s <= budget.accelerator_hours * 3600)
     )
+
+
+def time_left_s(budget: Budget, spend: Spend, devices: int) -> float:
+    """How long one launch on so many devices may last, after what is spent and set aside."""
+    left_s = [math.inf]
+    if budget.wall_time is not None:
+        left_s.append(budget.wall_time - spend.wall_s)
+    if budget.accelerator_hours is not None:
+        left_s.append((budget.accelerator_hours * 3600 - spend.device_s) / devices)
+    return min(left_s)
 
 
 def spent(rows: Sequence[TrialRow], wall_s: float) -> Spend:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -46,7 +47,7 @@ from autotune.domain.quality import Precision, QualityVerdict, ReferenceAnswers
 from autotune.domain.records import LaunchRecord, Purpose
 from autotune.domain.study import StudySpec
 from autotune.domain.transport import Transport, transport_of
-from autotune.runs.levels import given_levels, measure_levels, search_levels
+from autotune.runs.levels import given_levels, measure_levels, search_levels, within
 from autotune.runs.measure import (
     TIMEOUT,
     EngineDiedUnderLoadError,
@@ -94,7 +95,8 @@ class LaunchTask:
 
     ``levels`` is None to search for the load boundary, else the levels to measure (finals), with the names of
     the SLAs that must hold at one of them. ``start`` is the node as it was before the study's first launch.
-    ``known`` is what the study knows of quality so far, ``foreknown`` of loads.
+    ``known`` is what the study knows of quality so far, ``foreknown`` of loads. No level is begun that
+    might not end within ``time_left_s`` of the launch's start, but each workload's first.
     """
 
     study: StudySpec
@@ -107,6 +109,7 @@ class LaunchTask:
     start: NodeState | None = None
     known: QualityKnown = NOTHING_KNOWN
     foreknown: Foreknowledge = NO_FOREKNOWLEDGE
+    time_left_s: float = math.inf
 
 
 def run_launch(task: LaunchTask, bench: Bench, sink: EventSink, cancelled: Cancelled) -> LaunchRecord:
@@ -128,7 +131,7 @@ class _Launch:
         self._devices: tuple[Device, ...] = ()
         self._before: NodeState | None = None
         self._after: NodeState | None = None
-        self._started_s = time.monotonic()
+        self._started_s = self._entered_s = time.monotonic()
         self._quality: QualityVerdict | None = None
         self._answers: ReferenceAnswers | None = None
         self._ready_s: float | None = None
@@ -284,7 +287,11 @@ class _Launch:
         length = LENGTHS.get(self._task.purpose, Length.SHORT)
         for workload in study.workload_names:
             if chosen is None:
-                levels = search_levels(study, workload, self._task.foreknown)
+                levels = within(
+                    search_levels(study, workload, self._task.foreknown),
+                    study,
+                    until_s=self._entered_s + self._task.time_left_s,
+                )
             else:
                 levels = given_levels(
                     study,

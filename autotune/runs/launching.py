@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -36,7 +37,7 @@ STATES: Mapping[Reaction, TrialState] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOrder:
-    """One launch to carry out; ``levels`` to ``foreknown`` as in LaunchTask."""
+    """One launch to carry out; ``levels`` and what follows as in LaunchTask."""
 
     suggestion: Suggestion
     purpose: Purpose
@@ -46,6 +47,7 @@ class LaunchOrder:
     start: NodeState | None = None
     known: QualityKnown = NOTHING_KNOWN
     foreknown: Foreknowledge = NO_FOREKNOWLEDGE
+    time_left_s: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

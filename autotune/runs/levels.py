@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 
 from autotune.domain.boundary import BoundarySettings, Foreknowledge, Length, Step, Stop, next_level
@@ -52,6 +53,21 @@ def given_levels(
         lowest_rps = min(m.level.rate_rps for m in curve if m.level.rate_rps is not None)
         lower = Level(curve[-1].level.workload, rate_rps=study.measurement.headroom * lowest_rps)
         return Step(lower, length)
+
+    return choose
+
+
+def within(levels: Levels, study: StudySpec, *, until_s: float) -> Levels:
+    """The same levels, as long as another may end by a moment of the monotonic clock; the first always."""
+    spec = study.measurement
+    longest_s = spec.warmup + max(spec.longest_window, spec.window)
+
+    def choose(curve: LoadCurve) -> Step | Stop:
+        step = levels(curve)
+        begun = any(m.level.rate_rps is not None for m in curve)
+        if isinstance(step, Step) and begun and time.monotonic() + longest_s > until_s:
+            return Stop("the budget's time is up", lost=True)
+        return step
 
     return choose
 

@@ -153,7 +153,11 @@ class StudyRun:
         if why is not None:
             self._launching.reject(suggestion, purpose, why)
             return
-        self._launching.launch(LaunchOrder(suggestion=suggestion, purpose=purpose))
+        spend = budget.spent(self._trials.rows, self.spent_s)
+        if purpose is Purpose.SEARCH:
+            spend += self._set_aside()
+        left_s = budget.time_left_s(self._study.budget, spend, suggestion.config.devices)
+        self._launching.launch(LaunchOrder(suggestion=suggestion, purpose=purpose, time_left_s=left_s))
 
     def _reference_again(self, reference: Candidate) -> LaunchRecord | None:
         """Launch the reference at its operating points; None where budget or bench did not let it."""
@@ -212,14 +216,17 @@ class StudyRun:
 
     def _may_launch(self, *, then_finals: bool) -> bool:
         """Whether the budget covers one more launch, and all finals and soaks after it."""
+        ahead = budget.next_launch(self._trials.rows)
+        return self._covers(ahead + self._set_aside() if then_finals else ahead)
+
+    def _set_aside(self) -> budget.Spend:
+        """What finals and soaks will take: one for each SLA, and one for each reference."""
         rows, study = self._trials.rows, self._study
-        ahead = budget.next_launch(rows)
-        if then_finals:
-            ahead += budget.finals(rows, study, len(study.slas) + len(self._references()))
-            if study.soak_s:
-                for _ in study.slas:
-                    ahead += budget.soak(rows, study, 1)
-        return self._covers(ahead)
+        aside = budget.finals(rows, study, len(study.slas) + len(self._references()))
+        if study.soak_s:
+            for _ in study.slas:
+                aside += budget.soak(rows, study, 1)
+        return aside
 
     def _covers(self, ahead: budget.Spend) -> bool:
         spent = budget.spent(self._trials.rows, self.spent_s)

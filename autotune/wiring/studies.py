@@ -174,6 +174,7 @@ def _study_run(
             start=order.start,
             known=order.known,
             foreknown=order.foreknown,
+            time_left_s=order.time_left_s,
         )
         return run_launch(task, benches[order.suggestion.config.engine], sink, cancelled)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -85,6 +86,7 @@ class Parts:
         start: NodeState | None = None,
         purpose: Purpose = Purpose.SEARCH,
         known: QualityKnown = NOTHING_KNOWN,
+        time_left_s: float = math.inf,
         **words: object,
     ) -> LaunchRecord:
         study = study or study_spec(measurement=QUICK)
@@ -98,6 +100,7 @@ class Parts:
             must_hold=must_hold,
             start=start,
             known=known,
+            time_left_s=time_left_s,
         )
         bench = Bench(
             launcher=self.launcher,
@@ -277,6 +280,14 @@ def test_a_final_that_does_not_hold_retreats_twice_at_most(
     parts = Parts(driver=FakeDriver(slow_drives=slow_drives))
     record = parts.run(tmp_path, levels=(Level("chat", rate_rps=20.0),), must_hold=must_hold)
     assert [m.level.rate_rps for m in record.curve] == pytest.approx(rates_rps)
+
+
+def test_no_level_is_begun_that_the_budget_has_no_time_for_but_the_first(tmp_path: Path) -> None:
+    parts = Parts()
+    in_full, in_haste = parts.run(tmp_path), parts.run(tmp_path, time_left_s=0.0)
+    assert sum(m.level.rate_rps is not None for m in in_haste.curve) == 1
+    assert len(in_full.curve) > len(in_haste.curve)
+    assert [n.text for n in parts.events.of(Notice)] == ["trial 7 is cut short: the budget's time is up"]
 
 
 def test_finals_of_two_workloads_drive_each_level_with_its_own(tmp_path: Path) -> None:

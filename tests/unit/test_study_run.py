@@ -709,6 +709,18 @@ def test_a_launch_cut_short_is_told_at_its_bound_and_not_at_nothing(tmp_path: Pa
     assert not any(e.number == row.number for e in bench.events.of(Incumbent))
 
 
+def test_a_launch_of_the_search_may_last_until_the_finals_time_begins(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    study = study_spec(budget={"wall_time": "10m"}, measurement={"final_window": "30s"})
+    bench = Bench(study, tmp_path, clock=clock)
+    bench.run()
+    defaults, first, *_ = bench.orders
+    assert defaults.time_left_s == 600.0
+    # Three finals of a second's start and two SLAs' windows of 32 s.
+    assert first.time_left_s == pytest.approx(600.0 - LAUNCH_S - 3 * 65.0)
+
+
 def test_the_search_stops_where_another_launch_would_not_pay_and_says_so(
     tmp_path: Path, clock: FakeClock
 ) -> None:
