@@ -250,6 +250,7 @@ def test_trials_tell_what_became_of_each() -> None:
                 "load_s": 0.0,
                 "total_s": 0.0,
                 "objectives": {},
+                "predicted": {},
                 "quality": "passed",
             }
         ],
