@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autotune.domain.recommendation import Standing, gain_between
+from autotune.domain.gain import gain_of
+from autotune.domain.recommendation import Standing
 from autotune.domain.stats import Interval
 
 
@@ -23,8 +24,13 @@ class Advantage:
 
 
 def advantage(best: Standing, other: Standing) -> Advantage | None:
-    """Compare two standings; None where different power bases rank them, or the other is worth nothing."""
-    if (gain := gain_between(best, other)) is None:
+    """Compare two standings, of one study or of two; None where different power bases rank them.
+
+    So it is where one of them is worth nothing.
+    """
+    ours, theirs = best.figures, other.figures
+    if ours.power_basis is not theirs.power_basis or min(ours.objective, theirs.objective) <= 0:
         return None
-    measure = "tokens_per_joule" if best.figures.power_basis.ranks else "goodput_tok_per_s"
+    gain = gain_of(ours.objective, ours.objective_interval, theirs.objective, theirs.objective_interval)
+    measure = "tokens_per_joule" if ours.power_basis.ranks else "goodput_tok_per_s"
     return Advantage(measure, gain.ratio, gain.interval)
