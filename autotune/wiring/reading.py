@@ -15,9 +15,10 @@ import optuna
 
 from autotune.adapters.archive import ArtifactArchive
 from autotune.adapters.importances import importances
+from autotune.domain.digest import LevelDigest
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.recommendation import Candidate, candidates_of
-from autotune.domain.records import LaunchRecord, TrialRow, TrialState
+from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
 from autotune.domain.study import StudySpec
 from autotune.wiring.store import Store
 
@@ -125,7 +126,9 @@ class StudyReader:
 
     def _digest(self, name: str, number: int, shelf: _Shelf) -> None:
         try:
-            read = Candidate(row=self._row(name, number), launch=self._read_record(name, number)).digested()
+            whole = Candidate(row=self._row(name, number), launch=self._read_record(name, number))
+            # Whether figures held through a soak is told by its raw records.
+            read = whole if whole.row.purpose is Purpose.SOAK else whole.digested()
         except Exception as broken:
             with shelf.changed:
                 shelf.lost[number] = str(broken).splitlines()[0] if str(broken) else type(broken).__name__
@@ -170,11 +173,15 @@ def _slas(rows: Sequence[TrialRow]) -> set[str]:
 
 
 def _joined(rows: Sequence[TrialRow], read: dict[int, Candidate]) -> Iterator[Candidate]:
-    """Candidates with their finals, as ``candidates_of`` puts them together, digests kept."""
-    launches = {number: candidate.launch for number, candidate in read.items()}
-    finals = {row.final_of: row.number for row in rows if row.final_of is not None and row.number in read}
-    for candidate in candidates_of(rows, list(launches.values())):
-        final = finals.get(candidate.row.number) if candidate.final is not None else None
-        candidate.__dict__["levels"] = read[candidate.row.number].levels
-        candidate.__dict__["final_levels"] = read[final].levels if final is not None else ()
+    """Candidates with their finals and soaks, as ``candidates_of`` puts them together, digests kept."""
+
+    def levels(launch: LaunchRecord | None) -> tuple[LevelDigest, ...]:
+        return read[launch.number].levels if launch else ()
+
+    for candidate in candidates_of(rows, [each.launch for each in read.values()]):
+        candidate.__dict__.update(
+            levels=levels(candidate.launch),
+            final_levels=levels(candidate.final),
+            soak_levels=levels(candidate.soak),
+        )
         yield candidate
