@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from autotune.domain.records import TrialRow
 from autotune.web.charts import Chart
-from autotune.web.palette import PALETTE
+from autotune.web.palette import GREY, PALETTE
 
 
 def importance_bars(by_sla: Mapping[str, Mapping[str, float]]) -> Chart:
@@ -74,6 +74,42 @@ def slices(rows: Sequence[TrialRow], sla: str, words: Sequence[str], links: Mapp
             "categoryarray": order,
         }
         layout[f"yaxis{axis}"] = {"rangemode": "tozero", "tickformat": "~s"}
+    return {"data": data, "layout": layout}
+
+
+def predictions(rows: Sequence[TrialRow], links: Mapping[int, str]) -> Chart | None:
+    """What a prior said of each objective against what was measured, a colour for each SLA; None without."""
+    slas = list(dict.fromkeys(sla for row in rows for sla in row.predicted if sla in row.objectives))
+    data: list[Chart] = []
+    highest = 0.0
+    for index, sla in enumerate(slas):
+        both = [row for row in rows if sla in row.predicted and sla in row.objectives]
+        said, found = [row.predicted[sla] for row in both], [row.objectives[sla] for row in both]
+        highest = max(highest, *said, *found)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": sla,
+                "x": said,
+                "y": found,
+                "customdata": [links[row.number] for row in both],
+                "text": [f"trial {row.number}" for row in both],
+                "hovertemplate": "%{text}: predicted %{x:.4g}, measured %{y:.4g}<extra></extra>",
+                "marker": {"size": 9, "opacity": 0.8, "color": PALETTE[index % len(PALETTE)]},
+            }
+        )
+    if not data:
+        return None
+    same = {"type": "scatter", "mode": "lines", "name": "as predicted", "hoverinfo": "skip"}
+    data.append({**same, "x": [0, highest], "y": [0, highest], "line": {"color": GREY, "dash": "dot"}})
+    layout = {
+        "xaxis": {"title": {"text": "predicted objective"}, "rangemode": "tozero", "tickformat": "~s"},
+        "yaxis": {"title": {"text": "measured"}, "rangemode": "tozero", "tickformat": "~s"},
+        "height": 420,
+        "margin": {"l": 70, "r": 20, "t": 20, "b": 60},
+        "legend": {"orientation": "h", "y": 1.1},
+    }
     return {"data": data, "layout": layout}
 
 

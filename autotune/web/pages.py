@@ -156,7 +156,8 @@ class Pages:
             if words
             else {},
             failures=failures(rows),
-            predictions=[(r, p) for r in searched if (p := getattr(r, "predicted", None))],
+            predicted=[r for r in searched if r.predicted],
+            predictions=insight_charts.predictions(searched, links),
         )
 
     def trial(self, study: StudyName, number: Number) -> Response:

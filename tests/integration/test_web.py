@@ -54,7 +54,7 @@ def hostile(finished: Path, tmp_path: Path) -> Path:
             "WHERE number = 1",
             (evil, evil),
         )
-        database.execute("UPDATE autotune_studies SET owner = ?, started_at = ?", (evil, evil))
+        database.execute("UPDATE autotune_studies SET owner = ?", (evil,))
         database.execute("UPDATE autotune_trials SET command = ? WHERE number = 0", (evil,))
     database.close()
     log = folder / "studies-artifacts" / "logs" / "small" / "0000" / "server.log"

@@ -20,7 +20,7 @@ from autotune.domain.power import PowerBasis
 from autotune.domain.recommendation import Candidate, recommend
 from autotune.domain.records import Purpose, TrialRow, TrialState
 from autotune.domain.scoring import SlaVerdict, score_level
-from autotune.web import charts
+from autotune.web import charts, insight_charts
 
 TABLE = AcceleratorTable(accelerators=())
 STUDY = study_spec()
@@ -171,3 +171,18 @@ def test_a_study_without_valid_watts_has_no_point_per_megawatt() -> None:
     points = points_of(Candidate(row=found.row, launch=unmetered), STUDY, TABLE)
     assert [p.per_mw for p in points] == [None, None]
     assert all(p.per_device.value > 0 for p in points)
+
+
+def test_predictions_are_drawn_against_what_was_measured() -> None:
+    base = candidate().row
+    rows = [
+        replace(base, predicted={"fast": 20.0}, objectives={"fast": 25.0}),
+        replace(base, number=2, predicted={}, objectives={"fast": 1.0}),
+    ]
+    links = {row.number: f"/{row.number}" for row in rows}
+    figure = insight_charts.predictions(rows, links)
+    assert figure is not None
+    points, line = figure["data"]
+    assert (points["x"], points["y"], points["customdata"]) == ([20.0], [25.0], ["/1"])
+    assert line["x"] == [0, 25.0]
+    assert insight_charts.predictions(rows[1:], links) is None
