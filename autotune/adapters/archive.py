@@ -140,6 +140,7 @@ def _launch_json(record: LaunchRecord) -> dict[str, Any]:
         "before": asdict(record.before) if record.before else None,
         "after": asdict(record.after) if record.after else None,
         "quality": asdict(record.quality) if record.quality else None,
+        "kv_tokens": record.kv_tokens,
         "levels": [_level_json(measurement) for measurement in record.curve],
     }
 
@@ -250,6 +251,7 @@ def _read(launch: dict[str, Any], requests: pa.Table, series: pa.Table, answers:
         after=read_node_state(launch["after"]) if launch["after"] else None,
         quality=_VERDICT.validate_python(launch["quality"]) if launch["quality"] else None,
         answers=_ANSWERS.validate_python(answers) if answers else None,
+        kv_tokens=launch.get("kv_tokens"),  # not told by launches that were archived before it was read
     )
 
 

@@ -87,7 +87,11 @@ class LocalEngineHost:
     ) -> dict[str, EngineProcess]:
         """Start every process, each after those that it needs, and wait until all are ready."""
         if any(process.host_slot for process in spec.processes):
-            raise BenchError("this launch wants several machines and there is one")
+            away = ", ".join(process.role for process in spec.processes if process.host_slot)
+            raise BenchError(
+                f"this launch wants several machines and there is one: {away} would run on another; "
+                "bound configurations to this one's devices (`requirements: { most_gpus: ... }`)"
+            )
         workdir.mkdir(parents=True, exist_ok=True)
         places = places_for(spec, workdir)
         specs = {process.role: places.filled(process) for process in spec.processes}

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import pynvml
 
+from autotune.adapters.nvml_handles import whole_gpu
 from autotune.domain.errors import BenchError, StudyCancelledError
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.node import CoolDown, DeviceHealth, NodeState
@@ -103,7 +104,7 @@ class GpuHealth:
         try:
             self._nvml.nvmlInit()
             try:
-                yield {uid: self._nvml.nvmlDeviceGetHandleByUUID(uid) for uid in uids}
+                yield {uid: whole_gpu(self._nvml, uid) for uid in uids}
             finally:
                 # After a lost GPU even this fails; what was wrong is on its way by then.
                 with suppress(pynvml.NVMLError):

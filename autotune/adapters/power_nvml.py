@@ -18,6 +18,7 @@ import numpy as np
 import pynvml
 
 from autotune.adapters.gpu_processes import foreign_processes
+from autotune.adapters.nvml_handles import whole_gpu
 from autotune.adapters.power_reading import Reading, Recording, device_power, floats
 from autotune.adapters.sampling import Sampling
 from autotune.domain.errors import BenchError
@@ -241,7 +242,7 @@ def _device_power(uid: str, beats: Sequence[_Beat]) -> DevicePower:
 
 def _gpu(nvml: Any, uid: str) -> _Gpu | None:
     """Find out what a GPU and its driver know; None where they know no power."""
-    handle = nvml.nvmlDeviceGetHandleByUUID(uid)
+    handle = whole_gpu(nvml, uid)
     instant = _answers(lambda: _instant_w(nvml, handle))
     if not instant and not _answers(lambda: _usage_w(nvml, handle)):
         return None

@@ -44,12 +44,12 @@ def time_left_s(budget: Budget, spend: Spend, devices: int) -> float:
     return min(left_s)
 
 
-def spent(rows: Sequence[TrialRow], wall_s: float) -> Spend:
+def spent(rows: Sequence[TrialRow], study: StudySpec, wall_s: float) -> Spend:
     """What a study's trials cost so far; bench failures cost time, but are no launches of the budget."""
     return Spend(
         launches=sum(was_judged(row) for row in rows),
         wall_s=wall_s,
-        device_s=sum(row.total_s * row.config.devices for row in rows),
+        device_s=sum(row.total_s * study.devices_held(row.config) for row in rows),
     )
 
 
@@ -58,13 +58,13 @@ def was_judged(row: TrialRow) -> bool:
     return row.state in {TrialState.MEASURED, TrialState.INFEASIBLE, TrialState.CENSORED}
 
 
-def next_launch(rows: Sequence[TrialRow]) -> Spend:
+def next_launch(rows: Sequence[TrialRow], study: StudySpec) -> Spend:
     """What one more launch of the search will likely cost: the median of those before it."""
     judged = [row for row in rows if was_judged(row)]
     return Spend(
         launches=1,
         wall_s=median([row.total_s for row in judged] or [0.0]),
-        device_s=median([row.total_s * row.config.devices for row in judged] or [0.0]),
+        device_s=median([row.total_s * study.devices_held(row.config) for row in judged] or [0.0]),
     )
 
 
@@ -73,9 +73,9 @@ def finals(rows: Sequence[TrialRow], study: StudySpec, count: int) -> Spend:
     judged = [row for row in rows if was_judged(row)]
     start_s = median([row.launch_s for row in judged] or [0.0])
     load_s = len(study.slas) * (study.measurement.warmup + study.measurement.final_window)
-    ranks = max((row.config.devices for row in judged), default=1)
+    devices = max((study.devices_held(row.config) for row in judged), default=1)
     wall_s = count * (start_s + load_s)
-    return Spend(launches=count, wall_s=wall_s, device_s=wall_s * ranks)
+    return Spend(launches=count, wall_s=wall_s, device_s=wall_s * devices)
 
 
 def soak(rows: Sequence[TrialRow], study: StudySpec, levels: int) -> Spend:
@@ -83,5 +83,5 @@ def soak(rows: Sequence[TrialRow], study: StudySpec, levels: int) -> Spend:
     judged = [row for row in rows if was_judged(row)]
     start_s = median([row.launch_s for row in judged] or [0.0])
     wall_s = start_s + levels * (study.measurement.warmup + study.soak_s)
-    ranks = max((row.config.devices for row in judged), default=1)
-    return Spend(launches=1, wall_s=wall_s, device_s=wall_s * ranks)
+    devices = max((study.devices_held(row.config) for row in judged), default=1)
+    return Spend(launches=1, wall_s=wall_s, device_s=wall_s * devices)

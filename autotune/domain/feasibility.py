@@ -8,14 +8,15 @@ engine are its launcher's, which refuses in ``launch_spec``. What is only likely
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
+from statistics import median
 
 from autotune.domain.checkpoint import StoredWeights
 from autotune.domain.config import EngineConfig
 from autotune.domain.hardware import Device, DeviceKind, Hardware
-from autotune.domain.memory import GIB, Constants, MemoryNeed, family_of, memory_needs
+from autotune.domain.memory import GIB, Constants, MemoryNeed, calibrated, family_of, memory_needs
 from autotune.domain.model import ModelShape
 from autotune.domain.precision import why_not_on_cpu, why_too_old
 from autotune.domain.shape_rules import SHAPE_RULES, ShapeRule, Worker, cuts_tiles
@@ -111,6 +112,25 @@ def probability_it_runs(config: EngineConfig, setting: Setting) -> float:
         need.probability_of_fitting(_longest_tokens(config, setting))
         for need in _memory_needs(config, setting)
     )
+
+
+def calibrated_by(setting: Setting, held: Iterable[tuple[EngineConfig, int]]) -> Setting:
+    """The setting whose memory model says what engines logged of their KV caches, in tokens of one replica.
+
+    Of several launches of an engine the median counts: it is one constant that they all correct.
+    """
+    found: dict[str, list[Constants]] = {}
+    for config, kv_tokens in held:
+        here = replace(setting.of(config), calibrated={})
+        context = config.context_length or (here.model.most_positions if here.model else 0)
+        for need in _memory_needs(config, here) if context else ():
+            constants = calibrated(here.constants, need, kv_tokens=kv_tokens, context_length=context)
+            found.setdefault(config.engine, []).append(constants)
+    medians = {
+        engine: replace(setting.constants, runtime_bytes=median(each.runtime_bytes for each in several))
+        for engine, several in found.items()
+    }
+    return replace(setting, calibrated=medians)
 
 
 def _devices(config: EngineConfig, setting: Setting) -> str | None:

@@ -42,7 +42,8 @@ class LauncherTraits:
     forgets cached prefixes when posted to; engines may answer it only when started so. ``environment`` is
     the engine whose installation it runs from, its own id if empty. ``of_the_bench`` are variables that the
     launches of a bench have and a deployment has not; ``images`` is the container image that the engine's
-    maker has, by device, with ``{version}`` in it. ``launched`` is false for engines that
+    maker has, by device, with ``{version}`` in it. ``kv_tokens_line`` finds in a log how many tokens one
+    replica's KV cache holds, its first group; empty where none tells. ``launched`` is false for engines that
     run already, ``chat_only`` true for those that take no token ids as a prompt: their workloads have
     ``api: chat``.
     """
@@ -58,6 +59,7 @@ class LauncherTraits:
     config_probe: str = ""
     environment: str = ""
     launched: bool = True
+    kv_tokens_line: str = ""
     chat_only: bool = False
     of_the_bench: frozenset[str] = frozenset()
     images: Mapping[DeviceKind, str] = field(default_factory=dict)

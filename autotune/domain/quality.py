@@ -8,7 +8,7 @@ States of a verdict::
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -90,9 +90,18 @@ class Precision:
             other=(*([config.profile] if config.profile else []), *config.extra_args),
         )
 
+    @property
+    def engine(self) -> str:
+        """The engine that computes."""
+        return self.build.partition(" ")[0]
+
+    def is_like(self, other: Precision) -> bool:
+        """Whether it is the same but for the engine and its version."""
+        return replace(self, build=other.build) == other
+
     def is_of(self, model: str, config: EngineConfig) -> bool:
         """Whether a configuration has this precision, on the build that this one names."""
-        return self.build.split()[0] == config.engine and self == self.of(model, config, self.build)
+        return self.engine == config.engine and self == self.of(model, config, self.build)
 
     @property
     def label(self) -> str:

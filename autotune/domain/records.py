@@ -49,7 +49,7 @@ class LaunchRecord:
     ``device`` is the name of the accelerators it held, ``before`` and ``after`` the node around it; None
     where the launch ended before it was looked at. ``transport`` is what KV blocks took between pools.
     ``quality`` is the verdict on its precision, ``answers`` what others are judged by, of the launch that
-    became the study's reference.
+    became the study's reference. ``kv_tokens`` is what one replica's KV cache held, where its log tells.
     """
 
     study: str
@@ -70,6 +70,7 @@ class LaunchRecord:
     after: NodeState | None = None
     quality: QualityVerdict | None = None
     answers: ReferenceAnswers | None = None
+    kv_tokens: int | None = None
 
     @property
     def precision(self) -> Precision:

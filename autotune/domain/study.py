@@ -252,6 +252,11 @@ class StudySpec(_Part):
         """One engine by its name."""
         return next(engine for engine in self.engines if engine.name == name)
 
+    def devices_held(self, config: EngineConfig) -> int:
+        """Devices that a launch of a configuration holds; behind a URL all that are said to serve there."""
+        remote = any(engine.url for engine in self.engines if engine.name == config.engine)
+        return (self.hardware_asked.gpus or 1) if remote else config.devices
+
     @property
     def branches(self) -> tuple[Branch, ...]:
         """What is searched, by engine."""

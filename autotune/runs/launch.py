@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -320,6 +321,15 @@ class _Launch:
             )
         return taken
 
+    def _kv_tokens(self) -> int | None:
+        """What one replica's KV cache holds, as an engine of one pool logs it."""
+        line = self._bench.launcher.traits.kv_tokens_line
+        if not line or self._task.config.pools:
+            return None
+        logs = (log.read_text(errors="replace") for log in sorted(self._task.workdir.glob("*.log")))
+        told = next((found for log in logs if (found := re.search(line, log))), None)
+        return int(told[1].replace(",", "")) if told else None
+
     def _keep(self, measurement: Measurement) -> None:
         self._curve = (*self._curve, measurement)
 
@@ -350,4 +360,5 @@ class _Launch:
             after=self._after,
             quality=self._quality,
             answers=self._answers,
+            kv_tokens=self._kv_tokens(),
         )

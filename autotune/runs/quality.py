@@ -30,10 +30,19 @@ TEMPLATE_TOKENS = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityKnown:
-    """What a study knows of quality before a launch: the reference's answers, and the verdicts so far."""
+    """What a study knows of quality before a launch: the reference's answers, and the verdicts so far.
+
+    ``others`` are the references of further engines: each engine is held against itself.
+    """
 
     reference: ReferenceAnswers | None = None
+    others: tuple[ReferenceAnswers, ...] = ()
     verdicts: tuple[QualityVerdict, ...] = ()
+
+    def reference_for(self, precision: Precision) -> ReferenceAnswers | None:
+        """The engine's own reference, else the study's."""
+        own = (each for each in self.others if each.precision.engine == precision.engine)
+        return next(own, self.reference)
 
 
 NOTHING_KNOWN = QualityKnown()
@@ -90,16 +99,18 @@ class Examiner:
 
 
 def examine(examiner: Examiner, task: Examination) -> tuple[QualityVerdict, ReferenceAnswers | None]:
-    """Have the known prompts answered, then judge; returns the answers of one that became the reference.
+    """Have the known prompts answered, then judge; returns the answers of one that became a reference.
 
+    The first to answer is the study's. Of another engine the first of the same precision becomes its own
+    reference: kernels differ by more than thresholds between configurations of one engine allow.
     Raises WrongOutputError, NoAnswerError, StudyCancelledError.
     """
-    spec, reference = examiner.spec, task.known.reference
+    spec, reference = examiner.spec, task.known.reference_for(task.precision)
     prompts = reference.questions if reference else task.questions.prompts
     answers = examiner.ask(prompts[: spec.known], together=spec.known)
     said = check_known(answers, reference, spec, exact=examiner.endpoint.ignore_eos)
     learned = None
-    if reference is None and task.may_be_reference:
+    if task.may_be_reference and (reference is None or _is_first_of_its_engine(task.precision, reference)):
         learned = learn_reference(examiner, task.questions, task.precision, number=task.number)
         verdict = judge_reference(learned, spec)
     else:
@@ -107,8 +118,12 @@ def examine(examiner: Examiner, task: Examination) -> tuple[QualityVerdict, Refe
     return replace(verdict, known=said), learned
 
 
+def _is_first_of_its_engine(precision: Precision, reference: ReferenceAnswers) -> bool:
+    return precision.engine != reference.precision.engine and precision.is_like(reference.precision)
+
+
 def _verdict(examiner: Examiner, task: Examination) -> QualityVerdict:
-    reference = task.known.reference
+    reference = task.known.reference_for(task.precision)
     if reference is not None and task.precision == reference.precision:
         return QualityVerdict(
             state=QualityState.PASSED,

@@ -10,7 +10,7 @@ from pathlib import Path
 from autotune.domain import budget
 from autotune.domain.config import EngineConfig
 from autotune.domain.events import Notice
-from autotune.domain.feasibility import Setting, why_infeasible
+from autotune.domain.feasibility import Setting, calibrated_by, probability_it_runs, why_infeasible
 from autotune.domain.finals import finalists, interleaved, operating_points, soaks
 from autotune.domain.level import Level
 from autotune.domain.ports import Archive, Catalog, EventSink, Search, Suggestion
@@ -24,6 +24,9 @@ from autotune.runs.drift_watch import DriftWatch
 from autotune.runs.first_trials import NO_PRIOR, FirstTrials
 from autotune.runs.launching import Launching, LaunchOrder, LaunchParts
 from autotune.runs.trials import Trials, is_interrupted
+
+UNLIKELY = 0.5
+"""Chance of running below which a launch is announced as one that may not fit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +108,7 @@ class StudyRun:
         """Why another launch would not pay; empty where it may, or where nobody said what it is for."""
         if self._study.deployment is None:
             return ""
-        ahead = budget.next_launch(self._trials.rows)
+        ahead = budget.next_launch(self._trials.rows, self._study)
         return why_stop(self._study.deployment, self._trials.history(), ahead.device_s)
 
     def _launch_given(self, given: Sequence[tuple[Purpose, EngineConfig]]) -> None:
@@ -147,17 +150,26 @@ class StudyRun:
         return [(p, c) for p, c in self._references() if c.key in without and c.key not in judged]
 
     def _try(self, suggestion: Suggestion, purpose: Purpose) -> None:
-        why = why_infeasible(suggestion.config, self._parts.setting)
+        setting = self._setting()
+        why = why_infeasible(suggestion.config, setting)
         if why is None and purpose is Purpose.SEARCH:
             why = self._trials.why_below_quality(suggestion.config) or None
         if why is not None:
             self._launching.reject(suggestion, purpose, why)
             return
-        spend = budget.spent(self._trials.rows, self.spent_s)
+        if (chance := probability_it_runs(suggestion.config, setting)) < UNLIKELY:
+            what = f"trial {suggestion.number} may not fit: by the memory model it runs with a chance of"
+            self._parts.sink(Notice(f"{what} {chance:.0%}"))
+        spend = budget.spent(self._trials.rows, self._study, self.spent_s)
         if purpose is Purpose.SEARCH:
             spend += self._set_aside()
-        left_s = budget.time_left_s(self._study.budget, spend, suggestion.config.devices)
+        devices = self._study.devices_held(suggestion.config)
+        left_s = budget.time_left_s(self._study.budget, spend, devices)
         self._launching.launch(LaunchOrder(suggestion=suggestion, purpose=purpose, time_left_s=left_s))
+
+    def _setting(self) -> Setting:
+        """What configurations must fit into, the memory model corrected by what launches so far logged."""
+        return calibrated_by(self._parts.setting, self._trials.kv_tokens)
 
     def _reference_again(self, reference: Candidate) -> LaunchRecord | None:
         """Launch the reference at its operating points; None where budget or bench did not let it."""
@@ -216,7 +228,7 @@ class StudyRun:
 
     def _may_launch(self, *, then_finals: bool) -> bool:
         """Whether the budget covers one more launch, and all finals and soaks after it."""
-        ahead = budget.next_launch(self._trials.rows)
+        ahead = budget.next_launch(self._trials.rows, self._study)
         return self._covers(ahead + self._set_aside() if then_finals else ahead)
 
     def _set_aside(self) -> budget.Spend:
@@ -229,5 +241,5 @@ class StudyRun:
         return aside
 
     def _covers(self, ahead: budget.Spend) -> bool:
-        spent = budget.spent(self._trials.rows, self.spent_s)
+        spent = budget.spent(self._trials.rows, self._study, self.spent_s)
         return budget.covers(self._study.budget, spent + ahead)

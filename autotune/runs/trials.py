@@ -79,6 +79,11 @@ class Trials:
         return next((record.before for record in self._in_order() if record.before), None)
 
     @property
+    def kv_tokens(self) -> tuple[tuple[EngineConfig, int], ...]:
+        """What KV caches held, as engines logged it, by configuration."""
+        return tuple((r.config, r.kv_tokens) for r in self._in_order() if r.kv_tokens)
+
+    @property
     def reference(self) -> Candidate | None:
         """The configuration that drift is watched by: the first engine's defaults, once measured."""
         key = self._study.default_config().key
@@ -91,10 +96,12 @@ class Trials:
 
     @property
     def quality_known(self) -> QualityKnown:
-        """The reference's answers, and the verdicts so far."""
+        """The references' answers, and the verdicts so far."""
         records = self._in_order()
+        answered = [record.answers for record in records if record.answers is not None]
         return QualityKnown(
-            reference=next((r.answers for r in records if r.answers is not None), None),
+            reference=next(iter(answered), None),
+            others=tuple(answered[1:]),
             verdicts=tuple(
                 r.quality for r in records if r.quality is not None and r.quality.judged_in == r.number
             ),

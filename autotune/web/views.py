@@ -134,7 +134,7 @@ class Gallery:
         if row.status is StudyStatus.RUNNING:
             # The row learns of it when the study ends; trials know what they took.
             wall_s = max(wall_s, sum(each.total_s for each in rows))
-        spend, bounds = budget.spent(rows, wall_s), study.budget
+        spend, bounds = budget.spent(rows, study, wall_s), study.budget
         bars = []
         if bounds.launches:
             bars.append(

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from autotune.domain.config import POOLS, EngineConfig, Pool
+from autotune.domain.config import POOLS, EngineConfig
 from launchers.dynamo.flags import (
     EVENTS,
     FRONTEND,
@@ -17,6 +17,7 @@ from launchers.dynamo.flags import (
 )
 from launchers.dynamo.workers import AGGREGATED, BACKENDS, DEFAULT
 from launchers.options import FlagTable, Option, Tokens
+from launchers.pool_commands import Words, alike, commands, joined
 from launchers.sglang.command import parse_command as parse_sglang
 from launchers.sglang.flags import TABLE as SGLANG
 from launchers.vllm.command import parse_command as parse_vllm
@@ -27,9 +28,6 @@ _OLD_MODES = {"--is-prefill-worker": "prefill", "--is-decode-worker": "decode"}
 """What 1.0 and before said instead of ``MODE``."""
 _TRANSFER = "--disaggregation-transfer-backend"
 _OF_THE_LAUNCH = frozenset({EVENTS, "--disaggregation-bootstrap-port", "--discovery-backend", "--store-kv"})
-_ENDS = frozenset("&;\n")
-
-Words = Mapping[str, Any]
 
 _READERS: Mapping[str, tuple[FlagTable, str, Callable[[str], tuple[EngineConfig, str]]]] = {
     "dynamo.vllm": (VLLM, "vllm serve", parse_vllm),
@@ -70,25 +68,12 @@ def parse_command(command: str) -> tuple[EngineConfig, str]:
 
 def _started(command: str) -> Iterator[tuple[str, Tokens]]:
     """The modules of Dynamo that a piece of shell starts, each with its arguments."""
-    lexer = shlex.shlex(command.replace("\\\n", " "), posix=True, punctuation_chars="&;\n|<>")
-    lexer.whitespace = " \t\r"
-    lexer.whitespace_split = True
-    lexer.commenters = ""
-    line: list[str] = []
-    try:
-        tokens = [*lexer, ";"]
-    except ValueError as error:
-        raise ValueError(f"the command lines cannot be read: {error}") from error
-    for token in tokens:
-        if not set(token) <= _ENDS:
-            line.append(token)
-            continue
+    for line in commands(command):
         at = next(
             (i for i, word in enumerate(line) if word.startswith("dynamo.") and line[i - 1] == "-m"), None
         )
         if at is not None:
-            yield line[at].removesuffix(".unified_main"), tuple(line[at + 1 :])
-        line = []
+            yield line[at].removesuffix(".unified_main"), line[at + 1 :]
 
 
 def _worker(module: str, tokens: Tokens) -> tuple[str, Words, str]:
@@ -127,21 +112,10 @@ def _transfer(module: str, option: Option) -> str:
 
 def _joined(workers: Mapping[str, list[Words]]) -> dict[str, Any]:
     """Words of all workers together: a pool's own where the two differ."""
-    for pool, each in workers.items():
-        if any(words != each[0] for words in each):
-            raise ValueError(f"the {pool or 'aggregated'} workers differ from each other")
     if set(workers) == {AGGREGATED} and len(workers[AGGREGATED]) == 1:
         return dict(workers[AGGREGATED][0])
     if set(workers) != set(POOLS):
+        for pool, each in workers.items():
+            alike(pool or "aggregated", each)
         raise ValueError("there is either one worker that does both phases, or a pool for each of the two")
-    shapes = {pool: workers[pool][0] for pool in POOLS}
-    joined: dict[str, Any] = {f"{pool}.workers": len(each) for pool, each in workers.items()}
-    for word in dict.fromkeys(word for shape in shapes.values() for word in shape):
-        values = [shape.get(word) for shape in shapes.values()]
-        if values[0] == values[1]:
-            joined[word] = values[0]
-        elif word not in Pool.model_fields:
-            raise ValueError(f"the pools differ in {word}, which no pool has for itself")
-        else:
-            joined |= {f"{pool}.{word}": shape[word] for pool, shape in shapes.items() if word in shape}
-    return joined
+    return joined(workers)

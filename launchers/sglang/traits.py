@@ -35,6 +35,7 @@ TRAITS = LauncherTraits(
     parser_probe=PARSER_PROBE,
     config_probe=CONFIG_PROBE,
     counters=COUNTERS,
+    kv_tokens_line=r"max_total_num_tokens=(\d+)",
     # Answered with 400 while requests run.
     reset_path="/flush_cache",
     of_the_bench=frozenset({"SGLANG_CPU_OMP_THREADS_BIND"}),

@@ -48,7 +48,7 @@ OF_PARALLELISM = frozenset(
 OF_SPECULATION = frozenset({"speculation", "speculative_tokens", "speculative_model", "prompt_lookup_max"})
 OF_GRAPHS = frozenset({"eager", "graph_capture", "graph_max_batch", "compilation"})
 OF_OPTIONS = (
-    frozenset({*VALUED, "scheduling_policy", "all2all_backend", "lora"})
+    frozenset({*VALUED, "scheduling_policy", "all2all_backend", "lora", MODEL_WORD})
     | OF_PARALLELISM
     | OF_SPECULATION
     | OF_GRAPHS
@@ -57,7 +57,7 @@ OF_OPTIONS = (
 TRAITS = LauncherTraits(
     engine="trtllm",
     executable="trtllm-serve",
-    dimensions=OF_OPTIONS | TABLE.words | HOST_WORDS | {MODEL_WORD},
+    dimensions=OF_OPTIONS | TABLE.words | HOST_WORDS,
     device_kinds=frozenset({DeviceKind.CUDA}),
     parser_probe=PARSER_PROBE,
     counters=COUNTERS,

@@ -38,6 +38,7 @@ TRAITS = LauncherTraits(
     parser_probe=PARSER_PROBE,
     config_probe=CONFIG_PROBE,
     counters=COUNTERS,
+    kv_tokens_line=r"GPU KV cache size: ([\d,]+) tokens",
     # Answered only where VLLM_SERVER_DEV_MODE=1 is in the study's `env`.
     reset_path="/reset_prefix_cache",
     of_the_bench=OF_THE_BENCH,

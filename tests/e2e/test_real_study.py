@@ -29,7 +29,7 @@ model: {model}
 engines: [{{ name: vllm, fixed: {{ context_length: 2048, eager: true }} }}]
 workloads: [{{ name: chat, input_tokens: 64, output_tokens: 32 }}]
 slas:
-  - {{ name: interactive, attainment: 0.5, slos: {{ ttft: 10s, tpot: 1s }} }}
+  - {{ name: interactive, attainment: 0.3, slos: {{ ttft: 10s, tpot: 1s }} }}
   - {{ name: bulk, contract: percentile, slos: {{ e2e: {{ p80: 40s }} }} }}
 space:
   dimensions:
@@ -39,11 +39,11 @@ quality: {{ prompts: 4, concurrency: 4 }}
 budget: {{ launches: 5, wall_time: 12m }}
 measurement:
   warmup: 1s
-  window: 3s
-  longest_window: 4s
+  window: 4s
+  longest_window: 6s
   final_window: 4s
   longest_warmup: 5s
-  most_levels: 2
+  most_levels: 3
   saturating_concurrency: 16
 """
 

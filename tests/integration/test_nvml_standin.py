@@ -76,6 +76,7 @@ CASES = {
     ),
     "varying": Case("".join(f"{i / 10} 0 power_w={400 + 40 * (i % 3)}\n" for i in range(20))),
     "our own process": Case("0 0 pids=self"),
+    "an instance alone on its GPU": Case("0 0 mig=1 mig_instances=1 mig.0.uuid=MIG-aa power_w=300"),
     "power cap": Case("0.6 0 reasons=0x4"),
     "idle and set clocks": Case("0.6 0 reasons=0x3"),
     "counter wraps": Case("0 0 counter_modulo_mj=4294967296 counter_mj=4294787296"),

@@ -205,6 +205,10 @@ static int refused_of(void *device, const char *function) {
     int code = refused(function);
     if (code) return code;
     if (index_of(device) < 0 || index_of(device) >= device_count()) return INVALID_ARGUMENT;
+    /* An instance has no sensors of its own. */
+    if (instance_of(device) >= 0 && (strstr(function, "Power") || strstr(function, "Energy") ||
+                                     strstr(function, "Temperature") || strstr(function, "FieldValues")))
+        return NOT_SUPPORTED;
     double stalled_s = number(index_of(device), "stall_until_s", 0) - elapsed_s();
     if (stalled_s > 0) usleep((useconds_t)(stalled_s * 1e6));
     return faulted(index_of(device), function);

@@ -67,7 +67,8 @@ def config(**words: object) -> EngineConfig:
 
 
 def launch(words: Mapping[str, object], **more: object) -> LaunchSpec:
-    return LAUNCHER.launch_spec(config(**words), context(**more))  # type: ignore[arg-type]
+    given = config(**words)
+    return LAUNCHER.launch_spec(given, context(**more).of(given))  # type: ignore[arg-type]
 
 
 def written(words: Mapping[str, object], **more: object) -> dict[str, str]:
@@ -412,6 +413,7 @@ VALUES: dict[str, object] = {
     "kv_cache_dtype": "fp8",
     "tool_parser": "hermes",
     "kv_transfer": "nixl",
+    "checkpoint": "some/model-fp8",
 }
 NEEDED: dict[str, dict[str, object]] = {
     "context_parallel": {"tensor_parallel": 2},

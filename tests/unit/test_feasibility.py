@@ -23,7 +23,16 @@ from model_facts import (
 
 from autotune.domain.checkpoint import StoredWeights
 from autotune.domain.config import EngineConfig
-from autotune.domain.feasibility import RULES, Refusal, Setting, probability_it_runs, refusal, why_infeasible
+from autotune.domain.feasibility import (
+    RULES,
+    KnownModel,
+    Refusal,
+    Setting,
+    calibrated_by,
+    probability_it_runs,
+    refusal,
+    why_infeasible,
+)
 from autotune.domain.hardware import Device, DeviceKind, Hardware
 from autotune.domain.memory import GIB
 from autotune.domain.model import ModelShape
@@ -245,6 +254,60 @@ def test_cutting_a_quantised_checkpoints_tiles_is_less_likely_to_run() -> None:
     )
     assert cut == pytest.approx(0.5, abs=0.01)
     assert whole > 0.99
+
+
+def test_a_draft_model_has_the_models_vocabulary_and_heads_to_split() -> None:
+    def drafted_by(draft: ModelShape, tp: int, engine: str = "vllm") -> str | None:
+        named = {"draft": KnownModel(draft)}
+        setting = replace(SETTING, hardware=gpus(), model=target, named=named, real_text=True)
+        words = {"speculation": "draft_model", "speculative_model": "draft", "speculative_tokens": 3}
+        config = EngineConfig.model_validate({"engine": engine, "tensor_parallel": tp, **words})
+        broken = refusal(config, setting)
+        return broken.rule if broken else None
+
+    target = shape(LLAMA_8B)
+    assert drafted_by(target, 4) is None
+    assert drafted_by(replace(target, vocab_size=32_000), 1) == "draft"
+    assert drafted_by(replace(target, vocab_size=32_000), 1, "sglang") is None
+    assert drafted_by(replace(target, attention_heads=6), 4) == "draft"
+
+
+def test_a_draft_model_takes_memory() -> None:
+    setting = replace(SETTING, hardware=gpus(1), model=shape(LLAMA_8B), real_text=True)
+    setting = replace(setting, named={"draft": KnownModel(shape(LLAMA_70B))})
+    words = {"speculation": "draft_model", "speculative_model": "draft", "speculative_tokens": 3}
+    config = EngineConfig.model_validate({"engine": "vllm", "context_length": 8192, **words})
+    assert probability_it_runs(config, replace(setting, named={})) > 0.99
+    assert probability_it_runs(config, setting) < 0.1
+
+
+def test_a_checkpoint_of_its_own_is_the_model_that_the_rules_ask() -> None:
+    named = {"q": KnownModel(replace(shape(LLAMA_8B), attention_heads=6))}
+    setting = replace(SETTING, hardware=gpus(), model=shape(LLAMA_8B), named=named)
+    config = EngineConfig.model_validate({"engine": "vllm", "tensor_parallel": 4})
+    assert refusal(config, setting) is None
+    broken = refusal(config.replaced({"checkpoint": "q"}), setting)
+    assert broken is not None
+    assert broken.rule == "heads"
+    assert refusal(config.replaced({"checkpoint": "not at hand"}), setting) is None
+
+
+def test_what_engines_logged_corrects_the_memory_model_of_that_engine() -> None:
+    setting = replace(SETTING, hardware=gpus(1), model=shape(LLAMA_8B))
+    configs = [
+        EngineConfig.model_validate({"engine": "vllm", "context_length": 8192, "max_num_seqs": n})
+        for n in (64, 128)
+    ]
+    learned = calibrated_by(setting, ((config, 100_000) for config in configs))
+    assert set(learned.calibrated) == {"vllm"}
+    assert learned.calibrated["vllm"].runtime_bytes > setting.constants.runtime_bytes
+    # What held less than was expected is expected to hold less next time.
+    large = configs[0].replaced({"context_length": 120_000})
+    assert probability_it_runs(large, learned) < probability_it_runs(large, setting)
+    cores = Hardware(DeviceKind.CPU, (Device(DeviceKind.CPU, 0, "a core", "cpu-0", 1 << 30),))
+    assert (
+        calibrated_by(replace(setting, hardware=cores), ((config, 1) for config in configs)).calibrated == {}
+    )
 
 
 def test_what_one_engine_refuses_another_may_run() -> None:

@@ -447,6 +447,31 @@ def test_configurations_of_the_references_precision_pass_and_still_answer(tmp_pa
     assert record.quality.known == "4 of 4 known prompts as by trial 7, within 0.5 nats"
 
 
+def test_each_engine_is_held_against_itself(tmp_path: Path) -> None:
+    """Another engine's defaults become its own reference where the precision is the same."""
+    first = learned(tmp_path)
+    elsewhere = replace(first, number=3, precision=replace(first.precision, build="other 1"))
+    known, far = QualityKnown(reference=elsewhere), FakeProbe(off_nats=0.2)
+    record = Parts(probe=far).run(tmp_path, study=gated(), purpose=Purpose.DEFAULTS, known=known)
+    assert record.quality is not None
+    assert record.quality.state is QualityState.PASSED
+    assert record.quality.known == "4 of 4 known prompts as by trial 3, within 0.5 nats"
+    assert record.answers is not None
+
+    known = replace(known, others=(record.answers,))
+    fp8 = Parts(probe=far).run(tmp_path, study=gated(), known=known, kv_cache_dtype="fp8").quality
+    assert fp8 is not None
+    assert (fp8.state, fp8.reference) == (QualityState.PASSED, record.number)
+    quantised = Parts().run(
+        tmp_path,
+        study=gated(),
+        purpose=Purpose.DEFAULTS,
+        known=QualityKnown(reference=elsewhere),
+        dtype="half",
+    )
+    assert quantised.answers is None, "of another precision it is no reference"
+
+
 @pytest.mark.parametrize(("off_nats", "state"), [(0.01, QualityState.PASSED), (0.2, QualityState.FAILED)])
 def test_another_precision_is_judged_once_and_the_verdict_kept(
     tmp_path: Path, off_nats: float, state: QualityState

@@ -261,6 +261,19 @@ def test_the_reference_against_itself_passes() -> None:
     assert (verdict.judged_in, verdict.reference) == (5, 3)
 
 
+def test_what_is_too_far_from_another_engines_reference_is_not_judged() -> None:
+    """Thresholds are those of one engine against itself: within them any may pass, beyond them none fails."""
+    elsewhere = replace(FP8, build="sglang 1")
+    against = replace(reference(FOUR), answers=interview(*FOUR))
+    for nats, state in ((-0.12, QualityState.PASSED), (-0.3, QualityState.NOT_JUDGED)):
+        found = readings(against.answers, interview(*FOUR, nats=nats), SPEC)
+        verdict = judge(found, against, elsewhere, number=5, spec=SPEC)
+        assert verdict.state is state
+        assert ("held against vllm 1, whose kernels are others" in verdict.reasons) is (nats == -0.3)
+    assert BF16.is_like(replace(BF16, build="sglang 1"))
+    assert not BF16.is_like(elsewhere)
+
+
 def test_a_precision_that_changes_nothing_is_told() -> None:
     (said,) = judged(interview(*FOUR)).reasons
     assert said == "no log-probability differs from the reference's: this precision changed nothing"

@@ -197,10 +197,10 @@ DECODE = "sglang serve m --disaggregation-mode decode"
     [
         ("", "workers of one model"),
         ("sglang serve m", "--disaggregation-mode prefill or"),
-        (PREFILL, "no command of a decode worker"),
+        (PREFILL, "no command line starts a decode worker"),
         (f"{PREFILL}\n{DECODE.replace(' m ', ' n ')}", "found: m, n"),
-        (f"{PREFILL}\n{PREFILL} --tp 2\n{DECODE}", "the prefill workers are not alike"),
-        (f"{PREFILL} --dtype half\n{DECODE}", "prefill and decode differ in dtype"),
+        (f"{PREFILL}\n{PREFILL} --tp 2\n{DECODE}", "the prefill workers differ"),
+        (f"{PREFILL} --dtype half\n{DECODE}", "the pools differ in dtype"),
     ],
 )
 def test_other_commands_are_refused(script: str, says: str) -> None:

@@ -73,6 +73,26 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.from_file(str(path / "tokenizer.json"))
 
 
+def test_the_int8_model_is_the_other_rounded(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path / "whole")
+    make_tiny_model(tmp_path / "int8", int8=True)
+    whole, int8 = _tensors(tmp_path / "whole"), _tensors(tmp_path / "int8")
+    name = "model.layers.0.mlp.down_proj.weight"
+    bits = np.frombuffer(whole[name]["data"], "<u2").astype(np.uint32) << 16
+    values = bits.view(np.float32).reshape(whole[name]["shape"])
+    scale = np.frombuffer(int8[f"{name}_scale"]["data"], "<f4").reshape(-1, 1)
+    rounded = np.frombuffer(int8[name]["data"], np.int8).reshape(values.shape) * scale
+    assert np.abs(rounded - values).max() <= scale.max() / 2 * 1.01
+    assert int8["lm_head.weight"] == whole["lm_head.weight"]
+    model = ModelFiles({}).shape(str(tmp_path / "int8"))
+    assert model is not None
+    assert model.quantization is not None
+    assert (model.quantization.method, model.quantization.bits) == ("compressed-tensors", 8.0)
+    stored = ModelFiles({}).weights(str(tmp_path / "int8"))
+    assert stored is not None
+    assert set(stored.bytes_by_dtype) == {"BF16", "I8", "F32"}
+
+
 def test_every_token_but_the_special_ones_is_text_of_its_own(tokenizer: Tokenizer) -> None:
     assert tokenizer.get_vocab_size() == 2048
     texts = [tokenizer.decode([token]) for token in range(3, 2048)]

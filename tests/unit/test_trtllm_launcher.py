@@ -20,7 +20,7 @@ from autotune.domain.launch import (
     Phase,
     ProcessSpec,
 )
-from launchers.options import HOST_WORDS
+from launchers.options import HOST_WORDS, MODEL_WORD
 from launchers.trtllm import LAUNCHER
 
 LOGS = Path(__file__).parents[1] / "data/trtllm_logs"
@@ -341,7 +341,7 @@ NEEDED: dict[str, dict[str, object]] = {
 
 
 def test_every_dimension_is_tried_here() -> None:
-    assert LAUNCHER.traits.dimensions == {*VALUES, *NEEDED, *HOST_WORDS}
+    assert LAUNCHER.traits.dimensions == {*VALUES, *NEEDED, *HOST_WORDS, MODEL_WORD}
 
 
 @given(st.data())

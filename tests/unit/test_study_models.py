@@ -1,0 +1,64 @@
+"""Models that configurations name, beside the study's own: resolved as that is, known to the rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autotune.adapters.synthetic_model import make_tiny_model
+from autotune.domain.errors import InputError
+from autotune.domain.hardware import Device, DeviceKind, Hardware
+from autotune.domain.study import StudySpec
+from autotune.wiring.studies import _with_models, setting_for
+
+CORES = Hardware(DeviceKind.CPU, (Device(DeviceKind.CPU, 0, "a core", "cpu-0", 1 << 30),))
+
+
+def study(folder: Path, checkpoint: str) -> StudySpec:
+    return StudySpec.model_validate(
+        {
+            "name": "s",
+            "model": str(folder / "tiny"),
+            "engines": [{"name": "vllm", "fixed": {"context_length": 512}}],
+            "workloads": [{"name": "chat", "input_tokens": 8, "output_tokens": 8}],
+            "slas": [{"name": "fast", "attainment": 0.9, "slos": {"ttft": "1s"}}],
+            "space": {
+                "dimensions": {
+                    "checkpoint": ["default", checkpoint],
+                    "speculation": ["default", "draft_model"],
+                    "speculative_model": {
+                        "choices": [checkpoint, "some/draft"],
+                        "when": {"speculation": "draft_model"},
+                    },
+                }
+            },
+            "try_first": [{"checkpoint": checkpoint}],
+            "budget": {"launches": 1},
+        }
+    )
+
+
+def test_folders_are_resolved_wherever_a_word_names_them(tmp_path: Path) -> None:
+    make_tiny_model(tmp_path / "tiny")
+    make_tiny_model(tmp_path / "int8", int8=True)
+    file = tmp_path / "study.yaml"
+    spec = StudySpec.model_validate(_with_models(study(tmp_path, "./int8").model_dump(), file))
+    at = str(tmp_path / "int8")
+    assert spec.space is not None
+    assert spec.space.choices("checkpoint") == ("default", at)
+    assert spec.space.choices("speculative_model") == (at, "some/draft")
+    assert spec.space.choices("speculation") == ("default", "draft_model")
+    assert spec.try_first == ({"checkpoint": at},)
+
+    setting = setting_for(spec, CORES)
+    assert set(setting.named) == {at, "some/draft"}
+    quantised = setting.of(spec.default_config().replaced({"checkpoint": at})).model
+    assert quantised is not None
+    assert quantised.quantization is not None
+    assert setting.of(spec.default_config()) is setting
+
+
+def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no folder '\./none'"):
+        _with_models(study(tmp_path, "./none").model_dump(), tmp_path / "study.yaml")
