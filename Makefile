@@ -46,6 +46,10 @@ lint: $(INSTALLED_DEV) ## style, formatting, types and layers
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
+docs: $(INSTALLED_DEV) ## the documentation, into build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
+
 bench-overhead: engine .models/tiny-dense/config.json ## what the bench itself costs
 	@$(BIN)/python bench/overhead.py
 

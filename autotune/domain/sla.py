@@ -48,7 +48,7 @@ class TimedRequests(Protocol):
 
 
 class Metric(StrEnum):
-    """What an SLO bounds (see DESIGN terms in docs/architecture.md)."""
+    """What an SLO bounds (terms: docs/reference/terms.md)."""
 
     TTFT = "ttft"
     TPOT = "tpot"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import graphlib
+import importlib
 import re
 import sys
 from collections.abc import Mapping
@@ -38,7 +39,13 @@ from autotune.domain.ports import Launcher
 from autotune.wiring import launchers
 from launchers.options import HOST_WORDS, MODEL_WORD
 
-LAUNCHERS: Mapping[str, Launcher] = {**launchers(), "fake": FakeLauncher()}
+TOY = Path(__file__).parents[2] / "docs/examples/toy-engine"
+sys.path.append(str(TOY))
+LAUNCHERS: Mapping[str, Launcher] = {
+    **launchers(),
+    "fake": FakeLauncher(),
+    "toy": importlib.import_module("toy_launcher").LAUNCHER,  # of the documentation
+}
 
 POOLS: Mapping[str, Value] = {"prefill.workers": 1, "decode.workers": 1}
 VALUES: Mapping[str, tuple[Value, ...]] = {
