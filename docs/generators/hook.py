@@ -9,12 +9,16 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import api_page
 import command_page
+import recommendation_page
 import study_file_page
 import words_page
 
 PARTS: Mapping[str, Callable[[], str]] = {
+    "api": api_page.markdown,
     "command line": command_page.markdown,
+    "recommendation": recommendation_page.markdown,
     "study file": study_file_page.markdown,
     "words": words_page.markdown,
 }

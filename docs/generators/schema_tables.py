@@ -16,13 +16,20 @@ _BOUNDS = {
     "maximum": "at most",
 }
 _REF = "#/$defs/"
+_NO_BOUND = 2**31 - 1
+"""Bounds from here on only keep numbers within 32 bits."""
 
 
 def sections(schema: Schema, title: str, level: int = 2) -> str:
     """The root under ``title``, then every object that it refers to, in the order of reference."""
-    parts, kinds = schema.get("$defs", {}), {title: schema}
+    return sections_of({title: schema}, schema.get("$defs", {}), level)
+
+
+def sections_of(roots: Mapping[str, Schema], parts: Schema, level: int = 2) -> str:
+    """The roots by their names, then every object that they refer to, in the order of reference."""
+    kinds = dict(roots)
     places: dict[str, list[str]] = {}
-    waiting = [title]
+    waiting = [*kinds]
     for kind in waiting:  # grows while it is read: breadth first
         for key, told in kinds[kind].get("properties", {}).items():
             for name in _referred(told, parts):
@@ -109,7 +116,9 @@ def _mapping(told: Schema, parts: Schema) -> str:
 def _scalar(told: Schema) -> str:
     if examples := told.get("examples"):
         return "such as " + ", ".join(f"`{example}`" for example in examples)
-    bounds = [f"{word} {told[key]:g}" for key, word in _BOUNDS.items() if key in told]
+    bounds = [
+        f"{word} {told[key]:g}" for key, word in _BOUNDS.items() if key in told and told[key] < _NO_BOUND
+    ]
     return " ".join([_PLAIN[told["type"]], ", ".join(bounds)]).strip()
 
 
