@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 # dense or moe: which tiny model `make tune` serves
 MODEL ?= dense
+# what `make bench-search` replays on, and the models' config.json
+TABLES ?= ../shared/replay
+MODELS ?= $(wildcard ../shared/models)
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -73,6 +76,9 @@ bench-roofline: $(INSTALLED) ## the roofline against recorded tables: TABLES=fol
 
 bench-boundary: $(INSTALLED) ## levels, seconds and capacity error of the load-boundary search, by simulation
 	@$(BIN)/python bench/boundary.py
+
+bench-search: $(INSTALLED) ## searches replayed on recorded tables (TABLES=folder MODELS=folder PRIORS=folder)
+	@$(BIN)/python bench/search.py $(TABLES) $(if $(MODELS),--models $(MODELS)) $(if $(PRIORS),--priors $(PRIORS))
 
 clean: ## remove what was made here; studies and installed engines stay
 	rm -rf $(VENV) .models build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,88 @@
+"""What launches so far tell of those that could be next: a Gaussian process on top of a prior's forecast.
+
+All values are logarithms. A forecast gives every candidate a mean; launches correct it, for the candidate and
+for what resembles it. Two such processes stand side by side: one for the value of a configuration that meets
+the SLA, one for its *margin*, by how much it meets it, so that a miss counts by how far it missed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+_JITTER = 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beliefs:
+    """How far a forecast is trusted, in units of the (logarithmic) value.
+
+    ``offset`` is how wrong it may be by a factor common to all candidates, ``slope`` how wrong the spread of
+    it, ``spread`` how wrong for each by what it shares with its neighbours, ``own`` by what it shares with
+    none, ``noise`` of one observation.
+    """
+
+    offset: float = 1.0
+    slope: float = 0.3
+    spread: float = 0.5
+    own: float = 0.1
+    noise: float = 0.02
+
+    def covariance(self, forecast: Floats, similarity: Floats) -> Floats:
+        """Prior covariance of the candidates; ``similarity`` is 1 on its diagonal."""
+        centred = forecast - np.median(forecast)
+        size = len(forecast)
+        return (
+            self.offset**2
+            + self.slope**2 * np.outer(centred, centred)
+            + self.spread**2 * similarity
+            + self.own**2 * np.eye(size)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Posterior:
+    """Joint normal distribution of all candidates' values."""
+
+    mean: Floats
+    covariance: Floats
+
+    def samples(self, number: int, rng: np.random.Generator) -> Floats:
+        """Draws, [number, candidates]."""
+        size = len(self.mean)
+        values, vectors = np.linalg.eigh(self.covariance + _JITTER * np.eye(size))
+        root = vectors * np.sqrt(np.maximum(values, 0.0))
+        return self.mean + rng.standard_normal((number, size)) @ root.T
+
+
+def condition(
+    mean: Floats, covariance: Floats, seen: NDArray[np.int64], observed: Floats, noise: Floats
+) -> Posterior:
+    """Distribution after observations of the candidates ``seen``, ``noise`` the standard error of each."""
+    if not len(seen):
+        return Posterior(mean, covariance)
+    gram = covariance[np.ix_(seen, seen)] + np.diag(noise**2 + _JITTER)
+    gain = np.linalg.solve(gram, covariance[seen]).T
+    return Posterior(
+        mean + gain @ (observed - mean[seen]),
+        covariance - gain @ covariance[seen],
+    )
+
+
+def log_evidence(mean: Floats, covariance: Floats, observed: Floats) -> float:
+    """Logarithm of the density of ``observed``, one per candidate; the noise is in the covariance."""
+    factor = np.linalg.cholesky(covariance + _JITTER * np.eye(len(mean)))
+    white = np.linalg.solve(factor, observed - mean)
+    return float(-0.5 * white @ white - np.log(np.diag(factor)).sum() - 0.5 * len(mean) * np.log(2 * np.pi))
+
+
+def similarity(features: Floats, weights: Floats) -> Floats:
+    """How alike candidates are, 1 to 0: an exponential kernel of their weighted distances, [n, n]."""
+    distance = np.zeros((len(features), len(features)))
+    for column, weight in zip(features.T, weights, strict=True):
+        distance += weight * np.abs(column[:, None] - column[None, :])
+    return np.exp(-distance)
