@@ -78,7 +78,7 @@ bench-boundary: $(INSTALLED) ## levels, seconds and capacity error of the load-b
 	@$(BIN)/python bench/boundary.py
 
 bench-search: $(INSTALLED) ## searches replayed on recorded tables (TABLES=folder MODELS=folder PRIORS=folder)
-	@$(BIN)/python bench/search.py $(TABLES) $(if $(MODELS),--models $(MODELS)) $(if $(PRIORS),--priors $(PRIORS))
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/search.py $(TABLES) $(if $(MODELS),--models $(MODELS)) $(if $(PRIORS),--priors $(PRIORS))
 
 clean: ## remove what was made here; studies and installed engines stay
 	rm -rf $(VENV) .models build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

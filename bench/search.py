@@ -138,7 +138,7 @@ def main() -> None:
         raise SystemExit(f"{given.tables}: no problem with enough configurations")
     known = _all_problems(given.priors or given.tables, tracks)
     methods = [m for m in given.methods.split(",") if available(m, console)]
-    console.print(f"{len(problems)} problems; learning from {len(known)}")
+    console.print(f"{len(problems)} problems; learning from {len(known)}, which takes a minute")
     bench = Bench.prepared(problems, known, read_models(given.models))
     cache = Cache(OUT / "search_cache", [p for p in (given.tables, given.priors, given.models) if p])
     results = _run(bench, methods, cache, given.processes)

@@ -239,7 +239,7 @@ def resemblance(problem: Problem) -> tuple[Floats, Floats]:
         [*(float(c.knobs["hardware"] == h) for h in places), *_coordinates(c.knobs)]
         for c in problem.candidates
     ]
-    weights = [0.5] * len(places) + [weight for _, weight in _COORDINATES]
+    weights = [0.7] * len(places) + [weight for _, weight in _COORDINATES]
     return np.array(rows), np.array(weights)
 
 
@@ -266,23 +266,23 @@ def _coordinates(knobs: Mapping[str, float | str]) -> list[float]:
 
 
 _COORDINATES = (
-    *((f"engine_{k}", 0.25) for k in range(len(_ENGINES))),
-    ("disagg", 0.5),
-    ("fine", 1.0),
-    ("coarse", 1.0),
-    ("speculates", 1.0),
-    ("dynamo", 0.3),
-    ("decode_dp_attention", 0.5),
-    ("prefill_dp_attention", 0.2),
-    ("many_experts", 0.3),
-    ("gpus", 0.2),
-    ("decode_tp", 0.3),
-    ("prefill_tp", 0.15),
-    ("decode_ep", 0.1),
-    ("data_parallel", 0.2),
-    ("max_num_seqs", 0.3),
-    ("prefill_num_workers", 0.2),
-    ("decode_num_workers", 0.2),
-    ("prefill", 0.3),
+    *((f"engine_{k}", 0.375) for k in range(len(_ENGINES))),
+    ("disagg", 0.75),
+    ("fine", 1.5),
+    ("coarse", 1.5),
+    ("speculates", 1.5),
+    ("dynamo", 0.45),
+    ("decode_dp_attention", 0.75),
+    ("prefill_dp_attention", 0.3),
+    ("many_experts", 0.45),
+    ("gpus", 0.3),
+    ("decode_tp", 0.45),
+    ("prefill_tp", 0.225),
+    ("decode_ep", 0.15),
+    ("data_parallel", 0.3),
+    ("max_num_seqs", 0.45),
+    ("prefill_num_workers", 0.3),
+    ("decode_num_workers", 0.3),
+    ("prefill", 0.45),
 )
 """Coordinates of a configuration and their weights: flags, and logarithms to base 2."""

@@ -14,10 +14,10 @@ from autotune.domain.surrogate import Beliefs, condition, similarity
 
 Floats = NDArray[np.float64]
 
-BELIEFS = Beliefs(offset=1.0, slope=0.3, spread=0.6, own=0.2, noise=0.02)
-MISS, MISS_SLOPE, MOST_MISS = 1.0, 3.0, 3.0
+BELIEFS = Beliefs(offset=0.3, slope=0.3, spread=0.6, own=0.2, noise=0.02)
+MISS, MISS_SLOPE, MOST_MISS = 0.5, 3.0, 3.0
 """How far below the best a miss stands: by how far interactivity stayed below the SLA's, in logarithms."""
-MISS_NOISE = 0.3
+MISS_NOISE = 0.7
 
 
 class Autotune:

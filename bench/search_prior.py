@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 
 WORST = -3.0
 """Logarithm of a share of the best, below which nothing is told apart: what misses the SLA stands there."""
-CORRECTION = 0.5
+CORRECTION = 0.3
 """The share of a forest's correction that is believed: it saw few models."""
 
 
