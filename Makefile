@@ -80,6 +80,9 @@ bench-boundary: $(INSTALLED) ## levels, seconds and capacity error of the load-b
 bench-search: $(INSTALLED) ## searches replayed on recorded tables (TABLES=folder MODELS=folder PRIORS=folder)
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/search.py $(TABLES) $(if $(MODELS),--models $(MODELS)) $(if $(PRIORS),--priors $(PRIORS))
 
+bench-search-cost: $(INSTALLED) ## how long a suggestion takes at 500 trials and 20 dimensions
+	@$(BIN)/python bench/search_cost.py
+
 clean: ## remove what was made here; studies and installed engines stay
 	rm -rf $(VENV) .models build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find autotune launchers tests bench -name __pycache__ -prune -exec rm -rf {} +

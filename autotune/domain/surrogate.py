@@ -1,8 +1,7 @@
 """What launches so far tell of those that could be next: a Gaussian process on top of a prior's forecast.
 
 All values are logarithms. A forecast gives every candidate a mean; launches correct it, for the candidate and
-for what resembles it. Two such processes stand side by side: one for the value of a configuration that meets
-the SLA, one for its *margin*, by how much it meets it, so that a miss counts by how far it missed.
+for what resembles it.
 """
 
 from __future__ import annotations
@@ -56,7 +55,8 @@ class Posterior:
         size = len(self.mean)
         values, vectors = np.linalg.eigh(self.covariance + _JITTER * np.eye(size))
         root = vectors * np.sqrt(np.maximum(values, 0.0))
-        return self.mean + rng.standard_normal((number, size)) @ root.T
+        drawn: Floats = self.mean + rng.standard_normal((number, size)) @ root.T
+        return drawn
 
 
 def condition(
@@ -71,13 +71,6 @@ def condition(
         mean + gain @ (observed - mean[seen]),
         covariance - gain @ covariance[seen],
     )
-
-
-def log_evidence(mean: Floats, covariance: Floats, observed: Floats) -> float:
-    """Logarithm of the density of ``observed``, one per candidate; the noise is in the covariance."""
-    factor = np.linalg.cholesky(covariance + _JITTER * np.eye(len(mean)))
-    white = np.linalg.solve(factor, observed - mean)
-    return float(-0.5 * white @ white - np.log(np.diag(factor)).sum() - 0.5 * len(mean) * np.log(2 * np.pi))
 
 
 def similarity(features: Floats, weights: Floats) -> Floats:

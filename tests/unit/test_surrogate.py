@@ -1,0 +1,40 @@
+"""What launches teach of candidates that were not launched."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from autotune.domain.surrogate import Beliefs, condition, similarity
+
+FEATURES = np.array([[0.0], [0.1], [5.0]])
+PRIOR = np.array([0.0, -0.1, -0.2])
+SEEN, NOISE = np.array([0]), np.array([0.02])
+
+
+def covariance(**beliefs: float) -> np.ndarray:
+    return Beliefs(**beliefs).covariance(PRIOR, similarity(FEATURES, np.array([1.0])))
+
+
+def test_nothing_seen_leaves_the_forecast() -> None:
+    posterior = condition(PRIOR, covariance(), np.array([], dtype=np.int64), np.array([]), np.array([]))
+    assert posterior.mean.tolist() == PRIOR.tolist()
+
+
+def test_a_disappointment_lowers_what_resembles_it_most() -> None:
+    posterior = condition(PRIOR, covariance(offset=0.0, slope=0.0), SEEN, np.array([-2.0]), NOISE)
+    lost = PRIOR - posterior.mean
+    assert lost[1] > 5 * lost[2]
+    assert np.all(np.diag(posterior.covariance) < np.diag(covariance(offset=0.0, slope=0.0)))
+
+
+def test_an_error_common_to_all_changes_no_order() -> None:
+    posterior = condition(
+        PRIOR, covariance(offset=5.0, slope=0.0, spread=0.01), SEEN, np.array([-2.0]), NOISE
+    )
+    assert np.argsort(posterior.mean).tolist() == np.argsort(PRIOR).tolist()
+
+
+def test_draws_scatter_as_the_covariance_says() -> None:
+    posterior = condition(PRIOR, covariance(), SEEN, np.array([0.5]), NOISE)
+    drawn = posterior.samples(4000, np.random.default_rng(0))
+    assert np.allclose(np.cov(drawn.T), posterior.covariance, atol=0.1)
