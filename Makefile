@@ -102,7 +102,7 @@ $(BIN)/python: | prerequisites
 	@$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): pyproject.toml | $(BIN)/python
-	@$(PIP_INSTALL) .
+	@$(PIP_INSTALL) '.[web]'
 	@touch $@
 
 $(INSTALLED_DEV): $(INSTALLED)
