@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib.resources import files
 
 from ruamel.yaml import YAML
@@ -9,6 +10,7 @@ from ruamel.yaml import YAML
 from autotune.domain.accelerators import AcceleratorTable
 
 
+@lru_cache(maxsize=1)
 def read_accelerators() -> AcceleratorTable:
     """Read the table; each entry names its sources and their dates."""
     text = files("autotune").joinpath("data", "accelerators.yaml").read_text(encoding="utf-8")

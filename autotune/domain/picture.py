@@ -18,7 +18,7 @@ from autotune.domain.ledger import JOULES_PER_KWH, SECONDS_PER_HOUR, WATTS_PER_M
 from autotune.domain.measurement import Floats
 from autotune.domain.power import EnergyVerdict
 from autotune.domain.recommendation import Candidate
-from autotune.domain.scoring import SlaVerdict, score_level
+from autotune.domain.scoring import SlaVerdict, verdict_of
 from autotune.domain.sla import Metric, Sla
 from autotune.domain.stats import BLOCKS, LEAST_DESIGN_EFFECT, STUDENT_T, Interval, repeat_interval
 from autotune.domain.study import StudySpec
@@ -160,7 +160,7 @@ def _point(
         per_mw=per_joule.times(WATTS_PER_MW) if per_joule else None,
         cost=cost,
         ttft_p95_s=level.ttft_percentiles_s.get(95),
-        verdicts={sla.name: score_level(level, sla).verdict for sla in slas},
+        verdicts={sla.name: verdict_of(level, sla) for sla in slas},
         oversaturated=level.oversaturated,
     )
 

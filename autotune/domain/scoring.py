@@ -112,7 +112,7 @@ def score_level(measured: Measurement | LevelDigest, sla: Sla) -> LevelScore:
     measurable = joules > 0 and level.energy.verdict is not EnergyVerdict.INVALID
     return LevelScore(
         rate_rps=level.rate_rps,
-        verdict=_verdict(level, sla),
+        verdict=verdict_of(level, sla),
         requests=level.requests,
         attainment=float(block_good.sum() / max(block_due.sum(), 1)),
         attainment_interval=proportion_interval(block_good, block_due),
@@ -135,7 +135,7 @@ def score_level(measured: Measurement | LevelDigest, sla: Sla) -> LevelScore:
         steady=level.steady,
         oversaturated=level.oversaturated,
         beside_w=level.beside_w,
-        too_few=level.requests < max(requests_to_show(share) for _, share in sla.goals()),
+        too_few=_too_few(level, sla),
     )
 
 
@@ -148,16 +148,33 @@ def score_curve(
     requests too few to show it. The operating point is the level nearest below ``headroom`` x capacity that
     held.
     """
-    scored = [score_level(m, sla) for m in open_levels(curve, workload)]
-    capacity_rps = max((s.rate_rps for s in holding(scored)), default=None)
+    levels = [m if isinstance(m, LevelDigest) else digest(m) for m in open_levels(curve, workload)]
+    # Verdicts first: only the operating point needs all of its figures.
+    verdicts = [verdict_of(level, sla) for level in levels]
+    met = [level for level, verdict in zip(levels, verdicts, strict=True) if verdict is SlaVerdict.MET]
+    may_hold = [
+        level
+        for level, verdict in zip(levels, verdicts, strict=True)
+        if verdict is SlaVerdict.MET or (verdict is SlaVerdict.NOT_SHOWN and _too_few(level, sla))
+    ]
+    capacity_rps = max((level.rate_rps for level in met or may_hold), default=None)
     limit_rps = headroom * (capacity_rps or 0.0) * (1 + SAME_RATE)
-    below = [s for s in scored if s.may_hold and s.rate_rps <= limit_rps]
+    below = [level for level in may_hold if level.rate_rps <= limit_rps]
+    operating = max(below, key=lambda level: level.rate_rps, default=None)
     return CurveScore(
         sla=sla.name,
         capacity_rps=capacity_rps,
-        operating=max(below, key=lambda s: s.rate_rps, default=None),
-        peak_goodput_tok_per_s=max((s.goodput_tok_per_s for s in scored), default=0.0),
+        operating=score_level(operating, sla) if operating else None,
+        peak_goodput_tok_per_s=max((_goodput(level, sla) for level in levels), default=0.0),
     )
+
+
+def _goodput(level: LevelDigest, sla: Sla) -> float:
+    return float(level.window_tokens[good_requests(level, sla)].sum()) / level.window.length_s
+
+
+def _too_few(level: LevelDigest, sla: Sla) -> bool:
+    return level.requests < max(requests_to_show(share) for _, share in sla.goals())
 
 
 def holding(scored: Sequence[LevelScore]) -> tuple[LevelScore, ...]:
@@ -189,7 +206,7 @@ def is_same_rate(one_rps: float, other_rps: float) -> bool:
     return abs(one_rps - other_rps) <= SAME_RATE * other_rps
 
 
-def _verdict(level: LevelDigest, sla: Sla) -> SlaVerdict:
+def verdict_of(level: LevelDigest, sla: Sla) -> SlaVerdict:
     """MET where every lower bound reaches its share, MISSED where an estimate does not, else NOT_SHOWN."""
     if level.oversaturated:
         return SlaVerdict.MISSED

@@ -19,6 +19,7 @@ from autotune.domain.study import StudySpec
 from autotune.web import charts
 from autotune.web.views import Gallery, NotThereError
 from autotune.wiring.reading import Digested
+from autotune.wiring.store import study_of
 
 READ_WAIT_S = 20.0
 """How long a request waits for launches to be read from the archive; then it is told to come again."""
@@ -279,7 +280,7 @@ def _studies_of(gallery: Gallery, model: str) -> Sequence[tuple[StudyRow, StudyS
     for row in gallery.reader.store.catalog.studies():
         name = str(json.loads(row.spec).get("model", "")).casefold()
         if wanted in {name, name.rsplit("/", 1)[-1]}:
-            found.append((row, StudySpec.model_validate_json(row.spec)))
+            found.append((row, study_of(row)))
     return sorted(found, key=lambda pair: pair[0].status != "finished")
 
 

@@ -20,7 +20,7 @@ from autotune.domain.study import StudySpec
 from autotune.web import charts
 from autotune.wiring.reading import Digested, StudyReader
 from autotune.wiring.recommendations import document_of
-from autotune.wiring.store import Results
+from autotune.wiring.store import Results, study_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -50,7 +50,7 @@ class Gallery:
         row = self.reader.store.catalog.study(name) if NAME.fullmatch(name) else None
         if row is None:
             raise NotThereError("there is no such study; the list of studies names those there are")
-        return row, StudySpec.model_validate_json(row.spec)
+        return row, study_of(row)
 
     def trial(self, name: str, number: int) -> TrialRow:
         """A trial's row."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +51,17 @@ class Store:
         if row is None:
             known = ", ".join(r.name for r in self.catalog.studies()) or "none yet"
             raise InputError(InputProblem(f"study {name!r}", f"is not in {self.url}", f"known: {known}"))
-        return row, StudySpec.model_validate_json(row.spec)
+        return row, study_of(row)
+
+
+def study_of(row: StudyRow) -> StudySpec:
+    """A study's file as it was resolved; a file is checked once, for large spaces take a while."""
+    return _parsed(row.spec)
+
+
+@lru_cache(maxsize=64)
+def _parsed(spec: str) -> StudySpec:
+    return StudySpec.model_validate_json(spec)
 
 
 def open_store(url: str) -> Store:
