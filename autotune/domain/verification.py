@@ -57,6 +57,8 @@ class SloFinding:
         )
 
     def _shown(self, value: float) -> str:
+        if math.isinf(value):
+            return "unanswered"
         return show_duration(value) if self.unit == "s" else f"{value:.4g} {self.unit}"
 
 

@@ -104,6 +104,16 @@ def test_a_slower_deployment_is_broken() -> None:
     assert found.figures[0].broken
 
 
+def test_requests_that_were_never_answered_are_beyond_every_bound() -> None:
+    dropped = tuple(
+        replace(m, requests=replace(m.requests, error=("timeout",) * len(m.requests))) for m in curve(AT_IT)
+    )
+    found = judge(FAST, measured(dropped))
+    assert found.outcome is Outcome.BROKEN
+    assert found.reasons[0].startswith("ttft<=1s: p90 is unanswered [unanswered, unanswered]; kept by 0.0%")
+    assert json.dumps(verification_document([found]), allow_nan=False)
+
+
 def test_one_that_draws_more_is_broken_by_its_joules() -> None:
     found = judge(FAST, measured(curve(AT_IT, watts=300.0)))
     assert found.outcome is Outcome.BROKEN
