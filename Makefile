@@ -20,7 +20,7 @@ MAKEFLAGS += --no-print-directory
 .PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 tune: engine .models/tiny-$(MODEL)/config.json ## install all that is needed and tune a tiny model (MODEL=moe for experts)
 	@$(BIN)/autotune tune search_spaces/quickstart.yaml $(if $(filter-out dense,$(MODEL)),--model .models/tiny-$(MODEL) --name quickstart-$(MODEL))
@@ -82,6 +82,9 @@ bench-search: $(INSTALLED) ## searches replayed on recorded tables (TABLES=folde
 
 bench-search-cost: $(INSTALLED) ## how long a suggestion takes at 500 trials and 20 dimensions
 	@$(BIN)/python bench/search_cost.py
+
+bench-search-failures: $(INSTALLED) ## launches wasted on what fails, replayed from recorded failures
+	@$(BIN)/python bench/search_failures.py $(TABLES)
 
 clean: ## remove what was made here; studies and installed engines stay
 	rm -rf $(VENV) .models build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
