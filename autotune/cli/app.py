@@ -147,8 +147,8 @@ def recommend_command(  # noqa: PLR0917 - typer's options
 
 @app.command(epilog="Examples: autotune show · autotune show quickstart · autotune show quickstart 3 --json")
 def show(
-    study_name: Annotated[str | None, typer.Argument(metavar="[STUDY]", help="A study's name.")] = None,
-    trial: Annotated[int | None, typer.Argument(metavar="[TRIAL]", help="A trial's number.")] = None,
+    study_name: Annotated[str | None, typer.Argument(metavar="STUDY", help="A study's name.")] = None,
+    trial: Annotated[int | None, typer.Argument(metavar="TRIAL", help="A trial's number.")] = None,
     storage: Storage = None,
     as_json: Json = False,
 ) -> None:
@@ -158,8 +158,10 @@ def show(
         rows = store.catalog.studies()
         if as_json:
             render.print_json(studies_document(rows))
-        else:
+        elif rows:
             render.wide_console().print(render.studies(rows))
+        else:
+            render.print_plain(f"no study in {store.url}; `autotune tune STUDY.yaml` runs one")
         return
     row, study = store.study(study_name)
     trials = store.catalog.trials(row.name)
@@ -221,13 +223,14 @@ def validate(  # noqa: PLR0917 - typer's options
     contexts = {engine.name: wiring.paper_context(study, engine) for engine in study.engines}
     kind = next(iter(contexts.values())).environment.kind
     setting = wiring.setting_for(study, wiring.hardware_for(study, kind))
+    asks = not no_engine and any(wiring.launcher_of(name).traits.config_probe for name in contexts)
     verdict = validate_space(
         study,
         wiring.launchers(),
         contexts,
         setting,
         most=most,
-        asking=None if no_engine else Asking(_ask(contexts), most_asked),
+        asking=Asking(_ask(contexts), most_asked) if asks else None,
     )
     if as_json:
         render.print_json(verdict.document())

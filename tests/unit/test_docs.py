@@ -21,8 +21,12 @@ from autotune import wiring
 from autotune.adapters.study_file import read_study, study_schema
 from autotune.cli.app import app
 from autotune.domain.config import EngineConfig
+from autotune.domain.contract import recommendation_schema
 from autotune.domain.errors import BenchError
 from autotune.domain.power import EnergyVerdict, Window, energy_in
+from autotune.web.app import bare_app
+from autotune.web.security import ServeOptions
+from autotune.wiring.reading import StudyReader
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md"))
@@ -97,11 +101,25 @@ def test_the_reference_has_every_key_word_and_command(site: Path) -> None:
     words = (site / "reference/words.html").read_text()
     for word in EngineConfig.model_fields.keys() - {"engine", "prefill", "decode"}:
         assert f"<code>{word}</code>" in words
+    document = (site / "reference/recommendation.html").read_text()
+    for key in recommendation_schema()["properties"]:
+        assert f"<code>{key}</code>" in document
     commands = (site / "reference/cli.html").read_text()
     for path, options in commands_of(typer.main.get_command(app), "autotune"):
         assert f"<code>{path}</code>" in commands
         for option in options:
             assert re.search(rf"<code>(-\w, )?{option}\b", commands)
+
+
+def test_the_reference_has_every_address_of_the_api(site: Path, tmp_path: Path) -> None:
+    reader = StudyReader(wiring.open_store(f"sqlite:///{tmp_path / 'studies.db'}"))
+    paths = bare_app(reader, ServeOptions()).openapi()["paths"]
+    reader.close()
+    told = (site / "reference/http-api.html").read_text()
+    assert paths
+    for path, methods in paths.items():
+        for method in methods:
+            assert f"<code>{method.upper()} {path}</code>" in told
 
 
 def commands_of(command: object, path: str) -> Iterator[tuple[str, list[str]]]:
