@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from autotune import wiring
-from autotune.adapters.load_clients import LoadClients
-from autotune.adapters.traffic_files import load_traffic
+from autotune.adapters.files.traffic_files import load_traffic
+from autotune.adapters.load.clients import LoadClients
 from autotune.domain.launch import Endpoint
 from autotune.domain.level import Level
 from autotune.domain.load_plan import LoadPlan

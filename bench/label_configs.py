@@ -27,9 +27,9 @@ from queue import SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
-from autotune.adapters.engine_env import EngineEnvironments
-from autotune.adapters.engine_host import LocalEngineHost
-from autotune.adapters.synthetic_model import make_tiny_model
+from autotune.adapters.engines.environments import EngineEnvironments
+from autotune.adapters.engines.host import LocalEngineHost
+from autotune.adapters.files.synthetic_model import make_tiny_model
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import InfeasibleConfigError
 from autotune.domain.hardware import Device, DeviceKind

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autotune.adapters.accelerator_constants import read_accelerators
+from autotune.adapters.devices.accelerators import read_accelerators
 from autotune.domain.accelerators import Accelerator
 from autotune.domain.checkpoint import Quantization
 from autotune.domain.config import EngineConfig

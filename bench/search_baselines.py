@@ -146,7 +146,7 @@ def find_torch() -> bool:
 
 
 def _engine_packages() -> Path | None:
-    from autotune.adapters.engine_env import engines_home  # noqa: PLC0415
+    from autotune.adapters.engines.environments import engines_home  # noqa: PLC0415
 
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     found = sorted(engines_home().glob(f"vllm-*/lib/{version}/site-packages/torch/__init__.py"))

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import optuna
 
-from autotune.adapters.sampler import ForestSampler
+from autotune.adapters.search.sampler import ForestSampler
 
 TRIALS, DIMENSIONS, REPEATS = 500, 20, 5
 

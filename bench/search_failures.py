@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from search_tables import Row, read_tables
 
-from autotune.adapters.sampler import ForestSampler
+from autotune.adapters.search.sampler import ForestSampler
 
 LAUNCHES, FREE, SEEDS = 25, 10, 3
 DIMENSIONS = ("gpu", "n_gpus", "users")

@@ -12,8 +12,8 @@ import numpy as np
 import optuna
 
 from autotune import wiring
-from autotune.adapters.archive import ArtifactArchive
-from autotune.adapters.optuna_search import open_study
+from autotune.adapters.search.study import open_study
+from autotune.adapters.store.archive import ArtifactArchive
 from autotune.domain.config import EngineConfig
 from autotune.domain.level import Level
 from autotune.domain.measurement import ClientHealth, Measurement, RequestRecord, RequestTable

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune import wiring
-from autotune.adapters.synthetic_model import make_tiny_model
+from autotune.adapters.files.synthetic_model import make_tiny_model
 from autotune.domain.config import EngineConfig
 from autotune.domain.level import Level
 from autotune.domain.ports import EventSink

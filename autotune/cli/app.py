@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.text import Text
 
 from autotune import __version__, wiring
-from autotune.adapters.accelerator_constants import read_accelerators
-from autotune.adapters.engine_env import EngineEnvironments
-from autotune.adapters.recommendation_file import form_of, write_file, written
-from autotune.adapters.study_file import SourceFile, read_slas, study_schema
+from autotune.adapters.devices.accelerators import read_accelerators
+from autotune.adapters.engines.environments import EngineEnvironments
+from autotune.adapters.files.recommendation_file import form_of, write_file, written
+from autotune.adapters.files.study_file import SourceFile, read_slas, study_schema
 from autotune.cli import deploy, engines, models, render, render_deploy, web, workload
 from autotune.cli.progress import progress
 from autotune.cli.stopping import stop_signals

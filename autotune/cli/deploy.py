@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from autotune import wiring
-from autotune.adapters.imported_results import read_results
-from autotune.adapters.recommendation_file import (
+from autotune.adapters.files.imported_results import read_results
+from autotune.adapters.files.recommendation_file import (
     SUFFIXES,
     read_recommendation,
     read_templates,

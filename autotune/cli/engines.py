@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from autotune import wiring
-from autotune.adapters.engine_env import EngineEnvironments, engines_home
-from autotune.adapters.engine_install import install_engine
+from autotune.adapters.engines.environments import EngineEnvironments, engines_home
+from autotune.adapters.engines.install import install_engine
 from autotune.cli import render
 
 app = typer.Typer(help="Install, list and check engines; each lives in an environment of its own.")

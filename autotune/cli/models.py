@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from autotune.adapters.synthetic_model import make_tiny_model
+from autotune.adapters.files.synthetic_model import make_tiny_model
 
 app = typer.Typer(help="Make small models with random weights, for first studies and tests.")
 

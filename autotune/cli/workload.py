@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from autotune.adapters.logged_requests import FIELDS, LogFormat, ReadingTally, Tell, logged_requests
-from autotune.adapters.traffic_files import write_traffic
-from autotune.adapters.traffic_logs import BLOCK_TOKENS, LoggedTraffic, traffic_from
+from autotune.adapters.files.logged_requests import FIELDS, LogFormat, ReadingTally, Tell, logged_requests
+from autotune.adapters.files.traffic_files import write_traffic
+from autotune.adapters.files.traffic_logs import BLOCK_TOKENS, LoggedTraffic, traffic_from
 from autotune.cli import render
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.quantities import show_duration

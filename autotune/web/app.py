@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from autotune import __version__
-from autotune.adapters.accelerator_constants import read_accelerators
+from autotune.adapters.devices.accelerators import read_accelerators
 from autotune.domain.errors import AutotuneError, InputError
 from autotune.web.api import api
 from autotune.web.metrics import CONTENT_TYPE, Metrics

@@ -10,7 +10,7 @@ from prometheus_client.core import GaugeMetricFamily
 from starlette.requests import Request
 from starlette.responses import Response
 
-from autotune.adapters.catalog import SqlCatalog
+from autotune.adapters.store.catalog import SqlCatalog
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Next = Callable[[Request], Awaitable[Response]]

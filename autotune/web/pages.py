@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 
 from autotune import __version__
-from autotune.adapters.journal import read_journal
+from autotune.adapters.store.journal import read_journal
 from autotune.domain.records import StudyStatus, TrialState
 from autotune.domain.scoring import SlaVerdict
 from autotune.domain.spending import spent_on

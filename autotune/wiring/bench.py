@@ -10,30 +10,30 @@ from dataclasses import replace
 from pathlib import Path
 
 from autotune import __version__
-from autotune.adapters import power_rapl
-from autotune.adapters.accelerator_constants import read_accelerators
-from autotune.adapters.containers import ContainedLauncher
-from autotune.adapters.devices import LocalInventory
-from autotune.adapters.engine_host import LocalEngineHost
-from autotune.adapters.hygiene import Hygiene
-from autotune.adapters.kernel_log import KernelLog
-from autotune.adapters.load_clients import LoadClients
-from autotune.adapters.model_files import ModelFiles
-from autotune.adapters.output_probe import HttpOutputProbe
-from autotune.adapters.power_amd import AmdPowerMeter
-from autotune.adapters.power_dcgm import DcgmPowerMeter
-from autotune.adapters.power_estimated import EstimatedPowerMeter
-from autotune.adapters.power_ipmi import IpmiPowerMeter
-from autotune.adapters.power_none import NoPowerMeter
-from autotune.adapters.power_nvml import NvmlPowerMeter
-from autotune.adapters.power_provisioned import ProvisionedPowerMeter
-from autotune.adapters.power_rapl import RaplPowerMeter
-from autotune.adapters.power_redfish import RedfishAccess, RedfishPowerMeter
-from autotune.adapters.power_settings import settings as power_settings
-from autotune.adapters.preflight import LocalPreflight
-from autotune.adapters.remote_engine import RemoteEngineHost
-from autotune.adapters.text_prompts import prompt_maker
-from autotune.adapters.traffic_files import load_traffic
+from autotune.adapters.devices.accelerators import read_accelerators
+from autotune.adapters.devices.inventory import LocalInventory
+from autotune.adapters.devices.preflight import LocalPreflight
+from autotune.adapters.engines.containers import ContainedLauncher
+from autotune.adapters.engines.host import LocalEngineHost
+from autotune.adapters.engines.hygiene import Hygiene
+from autotune.adapters.engines.kernel_log import KernelLog
+from autotune.adapters.engines.remote import RemoteEngineHost
+from autotune.adapters.files.model_files import ModelFiles
+from autotune.adapters.files.text_prompts import prompt_maker
+from autotune.adapters.files.traffic_files import load_traffic
+from autotune.adapters.load.clients import LoadClients
+from autotune.adapters.load.output_probe import HttpOutputProbe
+from autotune.adapters.power import rapl as power_rapl
+from autotune.adapters.power.amd import AmdPowerMeter
+from autotune.adapters.power.dcgm import DcgmPowerMeter
+from autotune.adapters.power.estimated import EstimatedPowerMeter
+from autotune.adapters.power.ipmi import IpmiPowerMeter
+from autotune.adapters.power.none import NoPowerMeter
+from autotune.adapters.power.nvml import NvmlPowerMeter
+from autotune.adapters.power.provisioned import ProvisionedPowerMeter
+from autotune.adapters.power.rapl import RaplPowerMeter
+from autotune.adapters.power.redfish import RedfishAccess, RedfishPowerMeter
+from autotune.adapters.power.settings import settings as power_settings
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.hardware import DeviceKind, Hardware
 from autotune.domain.launch import EngineEnvironment

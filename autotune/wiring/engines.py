@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from autotune.adapters.devices import LocalInventory
-from autotune.adapters.engine_env import EngineEnvironments
+from autotune.adapters.devices.inventory import LocalInventory
+from autotune.adapters.engines.environments import EngineEnvironments
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.evidence import EvidenceLevel
 from autotune.domain.hardware import Device, DeviceKind, Hardware

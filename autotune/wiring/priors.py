@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
-from autotune.adapters.accelerator_constants import read_accelerators
-from autotune.adapters.earlier_studies import earlier_studies
-from autotune.adapters.prior_aiconfigurator import SYSTEMS, AiconfiguratorPrior, estimator, knows
+from autotune.adapters.devices.accelerators import read_accelerators
+from autotune.adapters.search.aiconfigurator import SYSTEMS, AiconfiguratorPrior, estimator, knows
+from autotune.adapters.search.earlier_studies import earlier_studies
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import InputError
 from autotune.domain.events import Notice

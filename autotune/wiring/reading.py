@@ -13,8 +13,8 @@ from pathlib import Path
 
 import optuna
 
-from autotune.adapters.archive import ArtifactArchive
-from autotune.adapters.importances import importances
+from autotune.adapters.search.importances import importances
+from autotune.adapters.store.archive import ArtifactArchive
 from autotune.domain.digest import LevelDigest
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.recommendation import Candidate, candidates_of

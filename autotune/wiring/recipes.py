@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autotune.adapters.engine_env import EngineEnvironments
-from autotune.adapters.recipe_book import read_recipes
+from autotune.adapters.engines.environments import EngineEnvironments
+from autotune.adapters.files.recipe_book import read_recipes
 from autotune.domain.errors import InputError
 from autotune.domain.evidence import EvidenceLevel
 from autotune.domain.hardware import Device, DeviceKind

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from autotune.adapters.accelerator_constants import read_accelerators
+from autotune.adapters.devices.accelerators import read_accelerators
 from autotune.domain.config import EngineConfig
 from autotune.domain.contract import RecommendationDocument, SlaAnswer
 from autotune.domain.deployment import Build, Deployment, deployment_of

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.artifacts._protocol import ArtifactStore
 
-from autotune.adapters.archive import ArtifactArchive
-from autotune.adapters.catalog import SqlCatalog
+from autotune.adapters.store.archive import ArtifactArchive
+from autotune.adapters.store.catalog import SqlCatalog
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.recommendation import Candidate, candidates_of
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow, TrialState

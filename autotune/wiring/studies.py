@@ -14,13 +14,13 @@ from typing import Any
 
 import optuna
 
-from autotune.adapters import warden
-from autotune.adapters.archive import ArtifactArchive
-from autotune.adapters.journal import journal
-from autotune.adapters.model_files import ModelFiles
-from autotune.adapters.optuna_search import OptunaSearch, open_study
-from autotune.adapters.study_file import check_against_hardware, read_study
-from autotune.adapters.traffic_files import resolved_paths
+from autotune.adapters.engines import warden
+from autotune.adapters.files.model_files import ModelFiles
+from autotune.adapters.files.study_file import check_against_hardware, read_study
+from autotune.adapters.files.traffic_files import resolved_paths
+from autotune.adapters.search.study import OptunaSearch, open_study
+from autotune.adapters.store.archive import ArtifactArchive
+from autotune.adapters.store.journal import journal
 from autotune.domain.config import MODEL_WORDS, EngineConfig
 from autotune.domain.errors import InputError, InputProblem
 from autotune.domain.events import Notice, StudyStarted

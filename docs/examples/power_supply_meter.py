@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.adapters.power_reading import Reading, Recording, device_power
-from autotune.adapters.sampling import Sampling
+from autotune.adapters.power.reading import Reading, Recording, device_power
+from autotune.adapters.power.sampling import Sampling
 from autotune.domain.errors import BenchError
 from autotune.domain.hardware import Device
 from autotune.domain.power import PowerBasis, PowerScope, PowerTrace

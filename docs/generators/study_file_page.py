@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from schema_tables import sections
 
-from autotune.adapters.study_file import study_schema
+from autotune.adapters.files.study_file import study_schema
 
 
 def markdown() -> str:

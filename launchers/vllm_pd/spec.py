@@ -17,7 +17,7 @@ from launchers.vllm_pd.traits import ENGINE, TRAITS
 
 ROUTER = "router"
 # A module of the tuner's own, run by its own interpreter; it is no import, since launchers know no adapter.
-ROUTER_PROGRAM = (sys.executable, "-m", "autotune.adapters.pd_router")
+ROUTER_PROGRAM = (sys.executable, "-m", "autotune.adapters.engines.pd_router")
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from host_harness import DEADLINE_S, never
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from autotune.adapters.engine_host import LocalEngineHost
-from autotune.adapters.launch_places import places_for
+from autotune.adapters.engines.host import LocalEngineHost
+from autotune.adapters.engines.places import places_for
 from autotune.domain.commands import shell_commands
 from autotune.domain.config import SEARCHABLE, EngineConfig, Value
 from autotune.domain.errors import InfeasibleConfigError

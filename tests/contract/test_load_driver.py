@@ -11,7 +11,7 @@ from fakes import FakeDriver
 from load_harness import closed_plan, open_plan, three_tokens
 from scripted_server import serving
 
-from autotune.adapters.load_clients import LoadClients
+from autotune.adapters.load.clients import LoadClients
 from autotune.domain.launch import Endpoint
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import LoadResult

@@ -17,7 +17,8 @@ import psutil
 import pytest
 from real_engine import MEASUREMENT, launch, tiny_study
 
-from autotune.adapters import launch_places, warden
+from autotune.adapters.engines import places as launch_places
+from autotune.adapters.engines import warden
 from autotune.domain.errors import BenchError
 from autotune.domain.events import Event, LevelProgress
 from autotune.domain.launch import FailureClass, Phase

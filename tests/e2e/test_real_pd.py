@@ -16,8 +16,8 @@ import pytest
 from real_engine import tiny_study
 
 from autotune import wiring
-from autotune.adapters.engine_counters import read_counters
-from autotune.adapters.engine_host import LocalEngineHost
+from autotune.adapters.engines.counters import read_counters
+from autotune.adapters.engines.host import LocalEngineHost
 from autotune.domain.config import EngineConfig
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.launch import LaunchContext, LaunchSpec

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from autotune import wiring
-from autotune.adapters.engine_host import LocalEngineHost
-from autotune.adapters.synthetic_model import make_tiny_model
+from autotune.adapters.engines.host import LocalEngineHost
+from autotune.adapters.files.synthetic_model import make_tiny_model
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import InputError
 from autotune.domain.hardware import Device

@@ -9,7 +9,7 @@ import pytest
 from fake_environment import make_fake_environment
 from small_study import make_folder, runner
 
-from autotune.adapters.load_clients import LoadClients
+from autotune.adapters.load.clients import LoadClients
 
 
 @pytest.fixture(scope="session")

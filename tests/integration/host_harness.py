@@ -19,8 +19,8 @@ from uuid import uuid4
 import pytest
 from fake_environment import MOCK_ENGINE
 
-from autotune.adapters import warden
-from autotune.adapters.engine_host import LocalEngineHost
+from autotune.adapters.engines import warden
+from autotune.adapters.engines.host import LocalEngineHost
 from autotune.domain.launch import LaunchSpec, ProcessSpec
 
 DEADLINE_S = 30.0
@@ -29,7 +29,7 @@ COUNTERS = {"generated_tokens": "vllm:generation_tokens_total", "absent": "vllm:
 TUNER = """
 import pickle, sys, time
 from pathlib import Path
-from autotune.adapters.engine_host import LocalEngineHost
+from autotune.adapters.engines.host import LocalEngineHost
 folder = Path(sys.argv[1])
 spec = pickle.loads((folder / "spec").read_bytes())
 with LocalEngineHost({}, folder, stop_grace_s=5.0).serving(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from scripted_server import DONE, END, HEAD, Call, Script, Server, chunk, token, usage
 
-from autotune.adapters.load_clients import LoadClients
+from autotune.adapters.load.clients import LoadClients
 from autotune.domain.load_plan import Api, LoadPlan, PlannedRequest
 from autotune.domain.measurement import LoadResult, RequestRecord
 from autotune.domain.progress import Steering, to_the_end

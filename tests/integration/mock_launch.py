@@ -10,12 +10,13 @@ from typing import TypeVar
 
 from fake_environment import MOCK_ENGINE, make_fake_environment
 
-from autotune.adapters import power_settings, warden
-from autotune.adapters.devices import LocalInventory
-from autotune.adapters.engine_host import LocalEngineHost
-from autotune.adapters.output_probe import HttpOutputProbe
-from autotune.adapters.power_estimated import EstimatedPowerMeter
-from autotune.adapters.preflight import LocalPreflight
+from autotune.adapters.devices.inventory import LocalInventory
+from autotune.adapters.devices.preflight import LocalPreflight
+from autotune.adapters.engines import warden
+from autotune.adapters.engines.host import LocalEngineHost
+from autotune.adapters.load.output_probe import HttpOutputProbe
+from autotune.adapters.power import settings as power_settings
+from autotune.adapters.power.estimated import EstimatedPowerMeter
 from autotune.domain.config import EngineConfig
 from autotune.domain.events import Event, LevelProgress
 from autotune.domain.hardware import DeviceKind, Hardware

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from autotune.adapters.synthetic_model import make_tiny_model
+from autotune.adapters.files.synthetic_model import make_tiny_model
 
 STUDY = """
 name: small

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 import uvloop
 
-from autotune.adapters import alarm
-from autotune.adapters.alarm import Alarm
+from autotune.adapters.load import alarm
+from autotune.adapters.load.alarm import Alarm
 
 
 @pytest.fixture(params=["timerfd", "event loop"])

@@ -27,8 +27,8 @@ from host_harness import (
 )
 from standin.container_runtime import SOCKET_VARIABLE, install, running_daemon
 
-from autotune.adapters import warden
-from autotune.adapters.containers import (
+from autotune.adapters.engines import warden
+from autotune.adapters.engines.containers import (
     ContainedLauncher,
     User,
     contained,

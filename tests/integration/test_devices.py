@@ -13,14 +13,14 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 
-from autotune.adapters.devices import Drivers, LocalInventory
+from autotune.adapters.devices.inventory import Drivers, LocalInventory
 from autotune.domain.errors import BenchError, DevicesBusyError
 from autotune.domain.hardware import Device, DeviceKind, Hardware
 
 HOLDER = """
 import sys
 from pathlib import Path
-from autotune.adapters.devices import LocalInventory
+from autotune.adapters.devices.inventory import LocalInventory
 from autotune.domain.hardware import DeviceKind
 inventory = LocalInventory(Path(sys.argv[1]), kind=DeviceKind.CPU)
 with inventory.lease(inventory.devices(), 1, "study other") as (core,):

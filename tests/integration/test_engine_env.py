@@ -12,9 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from autotune.adapters import debian_packages, engine_env, engine_install
-from autotune.adapters.engine_env import COMPLETE, EngineEnvironments
-from autotune.adapters.engine_install import CommandResult, Installer, run_command
+from autotune.adapters import debian_packages
+from autotune.adapters.engines import environments as engine_env
+from autotune.adapters.engines import install as engine_install
+from autotune.adapters.engines.environments import COMPLETE, EngineEnvironments
+from autotune.adapters.engines.install import CommandResult, Installer, run_command
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import InputError
 from autotune.domain.hardware import DeviceKind

@@ -27,8 +27,8 @@ from host_harness import (
     wait_for,
 )
 
-from autotune.adapters import warden
-from autotune.adapters.engine_process import reap_orphans
+from autotune.adapters.engines import warden
+from autotune.adapters.engines.process import reap_orphans
 from autotune.domain.errors import BenchError, StudyCancelledError
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.launch import EngineDiedError, Phase

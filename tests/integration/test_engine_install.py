@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from autotune.adapters import engine_install
-from autotune.adapters.engine_env import EngineEnvironments
-from autotune.adapters.engine_install import CommandResult, Installer
+from autotune.adapters.engines import install as engine_install
+from autotune.adapters.engines.environments import EngineEnvironments
+from autotune.adapters.engines.install import CommandResult, Installer
 
 ENGINES = sorted(
     path.name.removesuffix("-cpu.txt")

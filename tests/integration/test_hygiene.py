@@ -20,8 +20,8 @@ from host_harness import (
     wait_for,
 )
 
-from autotune.adapters.engine_host import LocalEngineHost
-from autotune.adapters.hygiene import GPU_TOLERANCE_BYTES, Hygiene, IpcObject, Left, Snapshot
+from autotune.adapters.engines.host import LocalEngineHost
+from autotune.adapters.engines.hygiene import GPU_TOLERANCE_BYTES, Hygiene, IpcObject, Left, Snapshot
 from autotune.domain.errors import BenchError
 from autotune.domain.hardware import Device, DeviceKind
 

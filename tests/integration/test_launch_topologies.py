@@ -25,9 +25,9 @@ from host_harness import (
 )
 from host_harness import host as plain_host
 
-from autotune.adapters import warden
-from autotune.adapters.engine_host import LocalEngineHost
-from autotune.adapters.engine_process import reap_orphans
+from autotune.adapters.engines import warden
+from autotune.adapters.engines.host import LocalEngineHost
+from autotune.adapters.engines.process import reap_orphans
 from autotune.domain.errors import BenchError
 from autotune.domain.launch import EngineDiedError, LaunchSpec, Phase, ProcessSpec
 

@@ -11,7 +11,7 @@ import pytest
 from load_harness import PROMPTS, drive, one_request, open_plan, planned, records, three_tokens
 from scripted_server import DONE, END, HEAD, Call, chunk, serving, token, usage
 
-from autotune.adapters.load_clients import LoadClients
+from autotune.adapters.load.clients import LoadClients
 from autotune.domain.errors import BenchError, StudyCancelledError
 from autotune.domain.launch import Endpoint
 from autotune.domain.load_plan import LoadPlan

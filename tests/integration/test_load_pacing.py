@@ -20,7 +20,7 @@ from load_harness import (
 )
 from scripted_server import DONE, END, HEAD, Call, chunk, serving, token, usage
 
-from autotune.adapters.load_clients import LoadClients
+from autotune.adapters.load.clients import LoadClients
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.progress import Progress, Steer
 

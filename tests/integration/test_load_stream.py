@@ -9,7 +9,7 @@ import pytest
 from load_harness import answer_of, drive, one_request, open_plan, records, three_tokens
 from scripted_server import DONE, END, HEAD, Call, chunk, event, serving, token, usage
 
-from autotune.adapters.load_clients import LoadClients
+from autotune.adapters.load.clients import LoadClients
 from autotune.domain.launch import Endpoint
 
 

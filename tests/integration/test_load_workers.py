@@ -15,10 +15,10 @@ import pytest
 from load_harness import PROMPTS, closed_plan, drive, one_request, open_plan, planned, records, three_tokens
 from scripted_server import HEAD, Call, chunk, serving, token
 
-from autotune.adapters import warden
-from autotune.adapters.load_clients import LoadClients
-from autotune.adapters.load_messages import Done, Report
-from autotune.adapters.load_process import LoadProcess
+from autotune.adapters.engines import warden
+from autotune.adapters.load.clients import LoadClients
+from autotune.adapters.load.messages import Done, Report
+from autotune.adapters.load.process import LoadProcess
 from autotune.domain.errors import BenchError
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.progress import Progress, Steer
@@ -158,7 +158,7 @@ def test_a_client_that_got_no_processor_was_the_limit(clients: LoadClients) -> N
 
 TUNER = """
 import os, sys, time
-from autotune.adapters.load_clients import LoadClients
+from autotune.adapters.load.clients import LoadClients
 from autotune.domain.launch import Endpoint
 from autotune.domain.load_plan import LoadPlan, PlannedRequest
 from autotune.domain.prompts import RandomTokens, Segment

@@ -19,9 +19,10 @@ from fake_environment import MOCK_ENGINE
 from mock_launch import MockLaunch, Sink, at_rate, engine_pids
 from standin.nvml import build_standin, run_on_standin
 
-from autotune.adapters import preflight, running_engine
-from autotune.adapters.load_clients import LoadClients
-from autotune.adapters.power_rapl import RaplPowerMeter
+from autotune.adapters.devices import preflight
+from autotune.adapters.engines import running as running_engine
+from autotune.adapters.load.clients import LoadClients
+from autotune.adapters.power.rapl import RaplPowerMeter
 from autotune.domain import measurement
 from autotune.domain.errors import BenchError
 from autotune.domain.events import LevelMeasured, LevelStarted, Notice
@@ -232,8 +233,8 @@ import json, sys
 from pathlib import Path
 folder, lag_limit_s, *sys.path[:0] = {arguments!r}
 from mock_launch import MockLaunch, Sink, at_rate
-from autotune.adapters.load_clients import LoadClients
-from autotune.adapters.power_nvml import WRAP_J, NvmlPowerMeter
+from autotune.adapters.load.clients import LoadClients
+from autotune.adapters.power.nvml import WRAP_J, NvmlPowerMeter
 from autotune.domain import measurement
 from autotune.domain.hardware import DeviceKind
 from autotune.domain.scoring import score_level

@@ -17,14 +17,14 @@ from typing import Any
 import pytest
 from standin.nvml import build_standin, run_on_standin
 
-from autotune.adapters.power_nvml import INSTANT_SOURCE, USAGE_SOURCE
+from autotune.adapters.power.nvml import INSTANT_SOURCE, USAGE_SOURCE
 from autotune.domain.power import Slowdown
 
 MEASURE = """
 import json, time
 import numpy as np
-from autotune.adapters.devices import LocalInventory
-from autotune.adapters.power_nvml import NvmlPowerMeter
+from autotune.adapters.devices.inventory import LocalInventory
+from autotune.adapters.power.nvml import NvmlPowerMeter
 from autotune.domain.errors import BenchError
 from autotune.domain.power import Window, energy_in
 
@@ -198,7 +198,7 @@ def test_the_inventory_lists_the_gpus(library: Path) -> None:
     listed = run_on_standin(
         library,
         scenario,
-        "from autotune.adapters.devices import LocalInventory\n"
+        "from autotune.adapters.devices.inventory import LocalInventory\n"
         "for gpu in LocalInventory().devices().devices:\n"
         "    print(gpu.index, gpu.name, gpu.uid, gpu.memory_bytes >> 20, gpu.driver, sep='|')",
     )

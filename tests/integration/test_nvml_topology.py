@@ -11,10 +11,10 @@ from standin.nvml import build_standin, run_on_standin
 
 LIST = """
 import json
-from autotune.adapters.devices import LocalInventory
+from autotune.adapters.devices.inventory import LocalInventory
 from autotune.domain.errors import BenchError
 from autotune.domain.hardware import DeviceKind
-from autotune.adapters.gpu_memory import used_memory
+from autotune.adapters.devices.gpu_memory import used_memory
 
 try:
     found = LocalInventory(kind=DeviceKind.CUDA).devices().devices

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from scripted_server import Call, Script, serving
 
-from autotune.adapters.output_probe import HttpOutputProbe
+from autotune.adapters.load.output_probe import HttpOutputProbe
 from autotune.domain.answers import Answer, AnswerTerms, NoAnswerError, Question, Step
 from autotune.domain.errors import StudyCancelledError
 from autotune.domain.launch import Endpoint

@@ -152,7 +152,7 @@ def routing(*arguments: str, pools: tuple[int, int] = (2, 2)) -> Iterator[Bench]
     with serving([*prefill, *decode]):
         port = free_port()
         pairs = [("--prefill", w.url) for w in prefill] + [("--decode", w.url) for w in decode]
-        command = [sys.executable, "-m", "autotune.adapters.pd_router", "--port", str(port)]
+        command = [sys.executable, "-m", "autotune.adapters.engines.pd_router", "--port", str(port)]
         with subprocess.Popen(
             [*command, *(token for pair in pairs for token in pair), *arguments]
         ) as process:

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from power_servers import Script, serving
 
-from autotune.adapters.power_dcgm import (
+from autotune.adapters.power.dcgm import (
     DcgmPowerMeter,
     _Fields,
     _fields,
@@ -24,7 +24,7 @@ from autotune.adapters.power_dcgm import (
     _refresh_period_s,
     _Scrape,
 )
-from autotune.adapters.power_reading import device_power
+from autotune.adapters.power.reading import device_power
 from autotune.domain.errors import BenchError, InputError
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.power import (

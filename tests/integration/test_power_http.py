@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from power_servers import Script, self_signed, serving
 
-from autotune.adapters.http_reader import HttpReader
-from autotune.adapters.power_ipmi import IpmiPowerMeter
-from autotune.adapters.power_redfish import RedfishAccess, RedfishPowerMeter
+from autotune.adapters.power.http_reader import HttpReader
+from autotune.adapters.power.ipmi import IpmiPowerMeter
+from autotune.adapters.power.redfish import RedfishAccess, RedfishPowerMeter
 from autotune.domain.errors import BenchError, InputError
 from autotune.domain.power import EnergyVerdict, PowerBasis, PowerScope, Window, energy_in
 

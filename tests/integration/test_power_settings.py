@@ -18,16 +18,16 @@ from host_harness import (
 )
 from standin.nvml import build_standin, run_on_standin, standin_env
 
-from autotune.adapters import warden
+from autotune.adapters.engines import warden
 
 HEAD = """
 import json, os, signal, sys
 from pathlib import Path
 import pynvml
-from autotune.adapters import warden
-from autotune.adapters.devices import LocalInventory
-from autotune.adapters.engine_process import reap_orphans
-from autotune.adapters.power_settings import settings
+from autotune.adapters.engines import warden
+from autotune.adapters.devices.inventory import LocalInventory
+from autotune.adapters.engines.process import reap_orphans
+from autotune.adapters.power.settings import settings
 from autotune.domain.errors import AutotuneError
 
 gpus = LocalInventory().devices().devices

@@ -11,7 +11,7 @@ import pytest
 from real_engine import launch, tiny_study
 
 from autotune import wiring
-from autotune.adapters.engine_env import EngineEnvironments
+from autotune.adapters.engines.environments import EngineEnvironments
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.launch import LaunchContext
 from autotune.domain.level import Level

@@ -15,9 +15,9 @@ import pytest
 from load_harness import open_plan, records
 from power_servers import self_signed
 
-from autotune.adapters.load_clients import LoadClients
-from autotune.adapters.openai_requests import RequestWriter
-from autotune.adapters.remote_engine import RemoteEngine, RemoteEngineHost
+from autotune.adapters.engines.remote import RemoteEngine, RemoteEngineHost
+from autotune.adapters.load.clients import LoadClients
+from autotune.adapters.load.openai_requests import RequestWriter
 from autotune.domain.errors import InputError, StudyCancelledError
 from autotune.domain.launch import Endpoint, EngineDiedError, LaunchSpec, Phase
 from autotune.domain.load_plan import LoadPlan

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from sglang_goldens import GOLDEN, GOLDEN_PD
 
-from autotune.adapters.engine_env import EngineEnvironments
-from autotune.adapters.synthetic_model import make_tiny_model
+from autotune.adapters.engines.environments import EngineEnvironments
+from autotune.adapters.files.synthetic_model import make_tiny_model
 from autotune.domain.config import EngineConfig
 from autotune.domain.hardware import Device
 from autotune.domain.launch import EngineEnvironment, LaunchContext

@@ -11,8 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner, Result
 
-from autotune.adapters.synthetic_model import make_tiny_model
-from autotune.adapters.traffic_files import load_traffic, resolved_paths
+from autotune.adapters.files.synthetic_model import make_tiny_model
+from autotune.adapters.files.traffic_files import load_traffic, resolved_paths
 from autotune.cli.app import app
 from autotune.domain.errors import InputError
 from autotune.domain.level import Level

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from autotune.adapters.accelerator_constants import read_accelerators
+from autotune.adapters.devices.accelerators import read_accelerators
 from autotune.domain.accelerators import AcceleratorTable, Market
 
 TABLE = read_accelerators()
@@ -94,7 +94,7 @@ def test_the_table_is_read_from_an_installation_too(tmp_path: Path) -> None:
         for path in [*source.rglob("*.py"), *source.rglob("*.yaml")]:
             packed.write(path, path.relative_to(source.parent))
     script = (
-        "import autotune, autotune.adapters.accelerator_constants as c;"
+        "import autotune, autotune.adapters.devices.accelerators as c;"
         "print(autotune.__file__, len(c.read_accelerators().accelerators))"
     )
     environment = os.environ | {"PYTHONPATH": str(archive)}

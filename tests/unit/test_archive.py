@@ -16,7 +16,7 @@ from numpy.testing import assert_array_equal
 from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from synthetic_measurements import HEALTHY, request, steady_power
 
-from autotune.adapters.archive import ArtifactArchive
+from autotune.adapters.store.archive import ArtifactArchive
 from autotune.domain.answers import Answer, Question, Step
 from autotune.domain.config import EngineConfig
 from autotune.domain.counters import CounterTrace

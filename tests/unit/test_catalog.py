@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from fakes import FakeCatalog
 
-from autotune.adapters.catalog import SCHEMA_VERSION, SqlCatalog
+from autotune.adapters.store.catalog import SCHEMA_VERSION, SqlCatalog
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import InputError
 from autotune.domain.ports import Catalog

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune.adapters.catalog import SqlCatalog
-from autotune.adapters.journal import JOURNAL_FILE, journal, read_journal
+from autotune.adapters.store.catalog import SqlCatalog
+from autotune.adapters.store.journal import JOURNAL_FILE, journal, read_journal
 from autotune.domain.config import EngineConfig
 from autotune.domain.events import Event, LaunchStarted, LevelProgress, Notice
 from autotune.domain.level import Level

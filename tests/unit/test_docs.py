@@ -18,7 +18,7 @@ import pytest
 import typer
 
 from autotune import wiring
-from autotune.adapters.study_file import read_study, study_schema
+from autotune.adapters.files.study_file import read_study, study_schema
 from autotune.cli.app import app
 from autotune.domain.config import EngineConfig
 from autotune.domain.contract import recommendation_schema

@@ -15,7 +15,7 @@ from referencing import Registry, Resource
 from ruamel.yaml import YAML
 
 from autotune import wiring
-from autotune.adapters.recommendation_file import yaml_text
+from autotune.adapters.files.recommendation_file import yaml_text
 from autotune.domain.config import EngineConfig
 from autotune.domain.deployment import Build, Deployment, deployment_of
 from autotune.domain.errors import InputError
@@ -182,7 +182,7 @@ def test_shell_starts_pools_on_devices_of_their_own() -> None:
     assert "CUDA_VISIBLE_DEVICES=3,4 " in script
     assert "UCX_PROTO_INFO" not in script
     assert script.rstrip().endswith("wait")
-    assert 'python3 -m autotune.adapters.pd_router --host "$HOST" --port "$PORT"' in script
+    assert 'python3 -m autotune.adapters.engines.pd_router --host "$HOST" --port "$PORT"' in script
     subprocess.run(["sh", "-n", "-c", script], check=True)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune.adapters.catalog import SqlCatalog
-from autotune.adapters.imported_results import read_results
+from autotune.adapters.files.imported_results import read_results
+from autotune.adapters.store.catalog import SqlCatalog
 from autotune.domain.errors import InputError
 from autotune.domain.observations import Observation, observations_document
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.adapters.kernel_log import CLOCKS_APART_S, KernelLog
+from autotune.adapters.engines.kernel_log import CLOCKS_APART_S, KernelLog
 
 KILL = "Memory cgroup out of memory: Killed process 13641 (VLLM::EngineCor) total-vm:4792036kB"
 # Recorded here: a memory cgroup too small for vLLM 0.32.0, Linux 6.18.

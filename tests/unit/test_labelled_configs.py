@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from autotune.adapters.model_files import ModelFiles
-from autotune.adapters.synthetic_model import make_tiny_model
+from autotune.adapters.files.model_files import ModelFiles
+from autotune.adapters.files.synthetic_model import make_tiny_model
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import InfeasibleConfigError
 from autotune.domain.feasibility import Setting, why_infeasible

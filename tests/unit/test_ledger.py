@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from synthetic_measurements import measurement, request, steady_power
 
-from autotune.adapters.accelerator_constants import read_accelerators
+from autotune.adapters.devices.accelerators import read_accelerators
 from autotune.domain.accelerators import Market
 from autotune.domain.ledger import NODE, Figure, Ledger, Prices, SideReadings, ledger_of
 from autotune.domain.level import Level

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.adapters import load_clients
-from autotune.adapters.load_clients import client_cores, processes_for
-from autotune.adapters.load_messages import Failed, Unframer, framed
+from autotune.adapters.load import clients as load_clients
+from autotune.adapters.load.clients import client_cores, processes_for
+from autotune.adapters.load.messages import Failed, Unframer, framed
 from autotune.domain.load_plan import LoadPlan, PlannedRequest
 from autotune.domain.prompts import RandomTokens, Segment
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from autotune.adapters.model_files import ModelFiles
-from autotune.adapters.synthetic_model import make_tiny_model
+from autotune.adapters.files.model_files import ModelFiles
+from autotune.adapters.files.synthetic_model import make_tiny_model
 from autotune.domain.errors import InputError
 from autotune.domain.weights import parameters
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.adapters.power_amd import AmdPowerMeter, load_amdsmi
+from autotune.adapters.power.amd import AmdPowerMeter, load_amdsmi
 from autotune.domain.errors import BenchError
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.power import PowerBasis, Slowdown, Window, energy_in

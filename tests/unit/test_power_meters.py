@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from autotune.adapters import sampling
-from autotune.adapters.power_estimated import ACTIVE_W, IDLE_W, CoreTime, EstimatedPowerMeter, core_times
-from autotune.adapters.sampling import Sampling
+from autotune.adapters.power import sampling
+from autotune.adapters.power.estimated import ACTIVE_W, IDLE_W, CoreTime, EstimatedPowerMeter, core_times
+from autotune.adapters.power.sampling import Sampling
 from autotune.domain.errors import BenchError
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.power import EnergyVerdict, PowerBasis, Window, energy_in

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from synthetic_measurements import measurement, request
 
-from autotune.adapters.power_none import NoPowerMeter
+from autotune.adapters.power.none import NoPowerMeter
 from autotune.domain.ledger import Prices, ledger_of
 from autotune.domain.level import Level
 from autotune.domain.power import EnergyVerdict, PowerBasis, Window, mean_power_w

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.adapters.gpu_processes import foreign_processes
-from autotune.adapters.power_nvml import (
+from autotune.adapters.devices.gpu_processes import foreign_processes
+from autotune.adapters.power.nvml import (
     INSTANT_SOURCE,
     USAGE_SOURCE,
     WRAP_J,
@@ -24,7 +24,7 @@ from autotune.adapters.power_nvml import (
     slowdown,
     unwrapped,
 )
-from autotune.adapters.power_reading import Reading
+from autotune.adapters.power.reading import Reading
 from autotune.domain.errors import BenchError
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.power import PowerBasis, PowerScope, Slowdown, Window, integrate_j

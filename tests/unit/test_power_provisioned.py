@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from autotune.adapters.accelerator_constants import read_accelerators
-from autotune.adapters.power_provisioned import ProvisionedPowerMeter
+from autotune.adapters.devices.accelerators import read_accelerators
+from autotune.adapters.power.provisioned import ProvisionedPowerMeter
 from autotune.domain.errors import InputError
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.power import EnergyVerdict, PowerBasis, Window, energy_in

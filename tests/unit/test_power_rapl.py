@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.adapters.power_rapl import RaplPowerMeter, _Counted, _device_power, _Zone, available
+from autotune.adapters.power.rapl import RaplPowerMeter, _Counted, _device_power, _Zone, available
 from autotune.domain.errors import BenchError
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.power import (

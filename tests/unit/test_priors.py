@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_facts import LLAMA_8B, LLAMA_70B, QWEN3_30B
 
-from autotune.adapters.accelerator_constants import read_accelerators
-from autotune.adapters.catalog import SqlCatalog
-from autotune.adapters.earlier_studies import earlier_studies
-from autotune.adapters.prior_aiconfigurator import AiconfiguratorPrior
+from autotune.adapters.devices.accelerators import read_accelerators
+from autotune.adapters.search.aiconfigurator import AiconfiguratorPrior
+from autotune.adapters.search.earlier_studies import earlier_studies
+from autotune.adapters.store.catalog import SqlCatalog
 from autotune.domain.config import EngineConfig
 from autotune.domain.events import Notice
 from autotune.domain.feasibility import Setting

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from autotune import wiring
-from autotune.adapters.recipe_book import read_recipes
+from autotune.adapters.files.recipe_book import read_recipes
 from autotune.domain.commands import shell_commands
 from autotune.domain.evidence import EvidenceLevel
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_facts import DEEPSEEK_R1, GPT_OSS_120B, LLAMA_8B, LLAMA_70B, QWEN3_30B
 
-from autotune.adapters.accelerator_constants import read_accelerators
+from autotune.adapters.devices.accelerators import read_accelerators
 from autotune.domain.accelerators import Performance
 from autotune.domain.config import EngineConfig
 from autotune.domain.forecast import Deployment, Traffic

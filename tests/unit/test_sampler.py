@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.adapters.sampler import ForestSampler
+from autotune.adapters.search.sampler import ForestSampler
 from autotune.domain.acquisition import Outlook, most_to_gain
 
 

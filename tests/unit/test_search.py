@@ -13,7 +13,7 @@ from fakes import FakeSearch
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from autotune.adapters.optuna_search import FEASIBILITY, OptunaSearch, open_study
+from autotune.adapters.search.study import FEASIBILITY, OptunaSearch, open_study
 from autotune.domain.config import EngineConfig
 from autotune.domain.ports import Outcome, Search
 from autotune.domain.space import Branch, SearchSpace

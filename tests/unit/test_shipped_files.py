@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from autotune import wiring
-from autotune.adapters.study_file import SourceFile, check_against_hardware, read_study
+from autotune.adapters.files.study_file import SourceFile, check_against_hardware, read_study
 from autotune.cli.app import app
 from autotune.domain.hardware import Device, DeviceKind, Hardware
 from autotune.domain.space import SearchSpace

@@ -11,7 +11,7 @@ from fakes import hardware
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.adapters.study_file import (
+from autotune.adapters.files.study_file import (
     SourceFile,
     check_against_hardware,
     read_slas,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.adapters.synthetic_model import make_tiny_model
+from autotune.adapters.files.synthetic_model import make_tiny_model
 from autotune.domain.errors import InputError
 from autotune.domain.hardware import Device, DeviceKind, Hardware
 from autotune.domain.study import StudySpec

@@ -21,7 +21,7 @@ from fakes import (
     study_spec,
 )
 
-from autotune.adapters.optuna_search import OptunaSearch, open_study
+from autotune.adapters.search.study import OptunaSearch, open_study
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import BenchError, DevicesBusyError, InfeasibleConfigError, StudyCancelledError
 from autotune.domain.events import Drifted, Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from autotune.adapters.model_files import ModelFiles
-from autotune.adapters.synthetic_model import _bfloat16, make_tiny_model
+from autotune.adapters.files.model_files import ModelFiles
+from autotune.adapters.files.synthetic_model import _bfloat16, make_tiny_model
 from autotune.domain.errors import InputError
 
 

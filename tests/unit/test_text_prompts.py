@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from autotune.adapters.synthetic_model import make_tiny_model
-from autotune.adapters.text_prompts import OWN_TOKENS, PromptMaker, prompt_maker
+from autotune.adapters.files.synthetic_model import make_tiny_model
+from autotune.adapters.files.text_prompts import OWN_TOKENS, PromptMaker, prompt_maker
 from autotune.domain.errors import InputError
 from autotune.domain.prompts import PromptSource, RandomTokens, Segment
 from autotune.domain.workload import Workload

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from autotune.adapters.traffic_files import load_traffic, read_traffic, resolved_paths, write_traffic
+from autotune.adapters.files.traffic_files import load_traffic, read_traffic, resolved_paths, write_traffic
 from autotune.domain.errors import InputError
 from autotune.domain.traffic import Traffic
 from autotune.domain.workload import TextFiles, Workload

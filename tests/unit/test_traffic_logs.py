@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autotune.adapters.logged_requests import LogFormat, LoggedRequest, ReadingTally, logged_requests
-from autotune.adapters.synthetic_model import make_tiny_model
-from autotune.adapters.traffic_files import read_traffic, write_traffic
-from autotune.adapters.traffic_logs import traffic_from
+from autotune.adapters.files.logged_requests import LogFormat, LoggedRequest, ReadingTally, logged_requests
+from autotune.adapters.files.synthetic_model import make_tiny_model
+from autotune.adapters.files.traffic_files import read_traffic, write_traffic
+from autotune.adapters.files.traffic_logs import traffic_from
 from autotune.domain.errors import InputError
 
 LITELLM = {

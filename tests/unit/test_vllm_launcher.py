@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.adapters.engine_env import EngineEnvironments
+from autotune.adapters.engines.environments import EngineEnvironments
 from autotune.domain.config import SEARCHABLE, EngineConfig
 from autotune.domain.errors import InfeasibleConfigError
 from autotune.domain.hardware import Device, DeviceKind

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.adapters import pd_router
+from autotune.adapters.engines import pd_router
 from autotune.domain.commands import shell_commands
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import InfeasibleConfigError
@@ -54,7 +54,7 @@ def launch(words: dict[str, object], context: LaunchContext) -> LaunchSpec:
 def router_arguments(spec: LaunchSpec) -> list[str]:
     router = spec.processes[-1]
     assert router.role == "router"
-    assert router.argv[1:3] == ("-m", "autotune.adapters.pd_router")
+    assert router.argv[1:3] == ("-m", "autotune.adapters.engines.pd_router")
     return list(router.argv[3:])
 
 

@@ -11,7 +11,7 @@ from autotune.domain.errors import InputError, InputProblem
 FIRST_PORT = 8000
 FOLDER = "/etc/autotune"
 """Where the files that a process reads are mounted."""
-OWN_ROUTER = "autotune.adapters.pd_router"
+OWN_ROUTER = "autotune.adapters.engines.pd_router"
 """The router of vLLM's pools is this package's own, and in no engine's image."""
 
 

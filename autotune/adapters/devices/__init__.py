@@ -1,0 +1,1 @@
+"""Accelerators: which there are, who holds them, how they are."""

@@ -1,0 +1,1 @@
+"""Engines: their environments, processes and hosts."""

@@ -1,0 +1,1 @@
+"""What users give: study, model, text and traffic files; what goes out to them."""

@@ -1,0 +1,1 @@
+"""The load driver: clients in processes of their own."""

@@ -1,0 +1,1 @@
+"""Optuna, and what it is taught by: samplers, priors, importances."""
