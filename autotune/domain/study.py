@@ -205,6 +205,9 @@ class StudySpec(_Part):
     measurement: MeasurementSpec = MeasurementSpec()
     quality: QualitySpec = QualitySpec()
     storage: str = Field("sqlite:///studies.db", description="any SQLAlchemy URL")
+    sampler: Literal["tpe", "forest"] = Field(
+        "tpe", description="suggests launches: Optuna's TPE, or forests that also learn what runs"
+    )
     seed: int = 0
     deployment: DeploymentSpec | None = Field(
         None, description="where the answer will serve; the search stops when another launch saves less there"

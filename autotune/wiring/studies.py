@@ -18,7 +18,7 @@ from autotune.adapters.engines import warden
 from autotune.adapters.files.model_files import ModelFiles
 from autotune.adapters.files.study_file import check_against_hardware, read_study
 from autotune.adapters.files.traffic_files import resolved_paths
-from autotune.adapters.search.study import OptunaSearch, open_study
+from autotune.adapters.search.study import OptunaSearch, open_study, sampler_of
 from autotune.adapters.store.archive import ArtifactArchive
 from autotune.adapters.store.journal import journal
 from autotune.domain.config import MODEL_WORDS, EngineConfig
@@ -158,7 +158,9 @@ def _study_run(
     rows = settle_interrupted(store.catalog, study.name)
     slas = [sla.name for sla in study.slas]
     storage = optuna.storages.get_storage(store.url)
-    optuna_study = open_study(study.name, storage, slas=slas, seed=study.seed)
+    optuna_study = open_study(
+        study.name, storage, slas=slas, sampler=sampler_of(study.sampler, study.branches, study.seed)
+    )
     known = {row.number: outcome_of(row, slas) for row in rows}
     search = OptunaSearch(optuna_study, study.branches, known=known)
 

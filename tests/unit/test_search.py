@@ -13,7 +13,7 @@ from fakes import FakeSearch
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from autotune.adapters.search.study import FEASIBILITY, OptunaSearch, open_study
+from autotune.adapters.search.study import FEASIBILITY, OptunaSearch, open_study, sampler_of
 from autotune.domain.config import EngineConfig
 from autotune.domain.ports import Outcome, Search
 from autotune.domain.space import Branch, SearchSpace
@@ -39,7 +39,8 @@ Make = Callable[..., Search]
 
 def optuna_study(storage: BaseStorage | None = None) -> optuna.Study:
     """The study of one process; with a storage it is the same study in each."""
-    return open_study("small", storage or InMemoryStorage(), slas=["fast", "slow"], seed=1)
+    tpe = sampler_of("tpe", branches(SMALL), seed=1)
+    return open_study("small", storage or InMemoryStorage(), slas=["fast", "slow"], sampler=tpe)
 
 
 def optuna_search(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import optuna
 import pytest
@@ -21,7 +22,7 @@ from fakes import (
     study_spec,
 )
 
-from autotune.adapters.search.study import OptunaSearch, open_study
+from autotune.adapters.search.study import OptunaSearch, open_study, sampler_of
 from autotune.domain.config import EngineConfig
 from autotune.domain.errors import BenchError, DevicesBusyError, InfeasibleConfigError, StudyCancelledError
 from autotune.domain.events import Drifted, Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
@@ -661,21 +662,28 @@ def test_resume_goes_on_with_the_same_reference_and_verdicts(tmp_path: Path) -> 
 # --- the search's own economy
 
 
-def replayed(tmp_path: Path, seed: int) -> list[tuple[str, str, int | None]]:
+def replayed(
+    tmp_path: Path, seed: int, sampler: Literal["tpe", "forest"]
+) -> list[tuple[str, str, int | None]]:
     """A study by Optuna on recorded launches: a configuration reveals what was recorded of it."""
     study = study_spec(seed=seed, budget={"launches": 9}, soak="10s")
     bench = Bench(study, tmp_path)
     storage = optuna.storages.InMemoryStorage()
     names = [sla.name for sla in study.slas]
     bench.search = OptunaSearch(  # type: ignore[assignment]
-        open_study(study.name, storage, slas=names, seed=seed), study.branches, known={}
+        open_study(study.name, storage, slas=names, sampler=sampler_of(sampler, study.branches, seed)),
+        study.branches,
+        known={},
     )
     bench.run()
     return [(row.purpose, row.config.label(), row.final_of) for row in bench.rows]
 
 
-def test_the_same_seed_on_recorded_launches_gives_the_same_study(tmp_path: Path) -> None:
-    first, second = (replayed(tmp_path / str(n), seed=3) for n in range(2))
+@pytest.mark.parametrize("sampler", ["tpe", "forest"])
+def test_the_same_seed_on_recorded_launches_gives_the_same_study(
+    tmp_path: Path, sampler: Literal["tpe", "forest"]
+) -> None:
+    first, second = (replayed(tmp_path / str(n), seed=3, sampler=sampler) for n in range(2))
     assert first == second
     assert len(first) <= 9
     assert {replayed(tmp_path / f"s{seed}", seed)[2] for seed in range(4)} != {first[2]}

@@ -6,8 +6,10 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from typing import Any, Literal
 
 import optuna
+from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -123,13 +125,32 @@ class OptunaSearch:
             self._study.tell(self._study.ask(), state=TrialState.FAIL)
 
 
-def open_study(name: str, storage: BaseStorage, *, slas: Sequence[str], seed: int) -> optuna.Study:
+def sampler_of(kind: Literal["tpe", "forest"], branches: Sequence[Branch], seed: int) -> BaseSampler:
+    """What suggests the next point; forests are told which dimensions apply."""
+    if kind == "tpe":
+        # group: trials of the defaults have few of the space's parameters, or none.
+        return optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=5, seed=seed)
+    # Its scikit-learn takes a second to import, which studies without it need not wait for.
+    from autotune.adapters.search.sampler import ForestSampler  # noqa: PLC0415
+
+    by_engine = {branch.base.engine: branch for branch in branches}
+
+    def applies(parameter: str, point: Mapping[str, Any]) -> bool:
+        engine, _, word = parameter.rpartition("/")
+        if engine and point.get(ENGINE) != engine:
+            return False
+        branch = by_engine.get(engine) or branches[0]
+        words = {name.rpartition("/")[2]: value for name, value in point.items() if name.startswith(engine)}
+        return word not in branch.space.dimensions or branch.space.applies(word, words)
+
+    return ForestSampler(seed=seed, applies=applies)
+
+
+def open_study(name: str, storage: BaseStorage, *, slas: Sequence[str], sampler: BaseSampler) -> optuna.Study:
     """Create or load the Optuna study: an objective per SLA, each to be maximised."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # ``group`` and metric names are marked experimental; pinned below the next major release.
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-    # group: trials of the defaults have few of the space's parameters, or none.
-    sampler = optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=5, seed=seed)
     study = optuna.create_study(
         study_name=name,
         storage=storage,
