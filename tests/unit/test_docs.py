@@ -37,13 +37,17 @@ LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "sourc
 
 
 class Page(HTMLParser):
-    """What a built page loads, links to, and has anchors for."""
+    """What a built page says, loads and links to."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.loads: list[str] = []
         self.links: list[str] = []
+        self.text = ""
         self.feed(text)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
@@ -86,6 +90,15 @@ def _is_sound(url: str) -> bool:
     parts = urlsplit(url)
     host = parts.hostname or ""
     return parts.scheme == "https" and "." in host and not re.search(r"\s", url)
+
+
+def test_examples_stand_in_the_pages(site: Path) -> None:
+    engine, meter = (Page((site / f"howto/add-{what}.html").read_text()) for what in ("an-engine", "a-meter"))
+    assert "refuse_words(" in engine.text
+    assert "read_supply(" in meter.text
+    assert [
+        path.name for path in site.rglob("*.html") if re.search(r"--8\s*<", Page(path.read_text()).text)
+    ] == []
 
 
 def test_search_needs_no_server(site: Path) -> None:
