@@ -51,7 +51,7 @@ lint: $(INSTALLED_DEV) ## style, formatting, types and layers
 
 docs: $(INSTALLED_DEV) ## the documentation, into build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "open build/site/index.html"
+	@echo "open build/site/index.html; to search in it: python3 -m http.server -d build/site"
 
 bench-overhead: engine .models/tiny-dense/config.json ## what the bench itself costs
 	@$(BIN)/python bench/overhead.py

@@ -101,8 +101,8 @@ def test_examples_stand_in_the_pages(site: Path) -> None:
     ] == []
 
 
-def test_search_needs_no_server(site: Path) -> None:
-    assert "good tokens per joule" in (site / "search/search_index.js").read_text().lower()
+def test_search_knows_the_pages(site: Path) -> None:
+    assert "good tokens per joule" in (site / "search/search_index.json").read_text().lower()
 
 
 def test_the_reference_has_every_key_word_and_command(site: Path) -> None:
