@@ -86,9 +86,7 @@ class StudyRun:
         self._soak()
 
     def _launch_picks_of_priors(self) -> None:
-        branches = self._study.branches
-        given = [branch.config_at(point) for point in self._study.try_first for branch in branches]
-        picks, trials = self._parts.first_trials, self._trials
+        given, picks, trials = self._tried_first(), self._parts.first_trials, self._trials
         while self._may_launch(then_finals=True) and (config := picks.next(trials.rows, given)) is not None:
             self._try(self._parts.search.begin(config), Purpose.SEARCH)
         picks.report(trials.rows, self._parts.sink)
@@ -127,11 +125,7 @@ class StudyRun:
         """The references, the recipes, what was interrupted; those that no trial had."""
         rows = self._trials.rows
         first = self._references()
-        first += [
-            (Purpose.SEARCH, branch.config_at(point))
-            for point in self._study.try_first
-            for branch in self._study.branches
-        ]
+        first += [(Purpose.SEARCH, config) for config in self._tried_first()]
         # A final that was cut short is found out by the finals.
         first += [(Purpose.SEARCH, row.config) for row in rows if is_interrupted(row)]
         seen = {row.config.key for row in rows if not is_interrupted(row)}
@@ -141,6 +135,11 @@ class StudyRun:
                 seen.add(config.key)
                 fresh.append((purpose, config))
         return fresh
+
+    def _tried_first(self) -> list[EngineConfig]:
+        """What the study file wants tried before the search chooses, on each engine."""
+        points, branches = self._study.try_first, self._study.branches
+        return [branch.config_at(point) for point in points for branch in branches]
 
     def _references_without_verdict(self) -> list[tuple[Purpose, EngineConfig]]:
         """References whose launch the bench broke: nothing can be compared without them."""
