@@ -147,9 +147,14 @@ def check_contract(folder: Path) -> None:
         try:
             wait_for_health(url, server)
             assert "bulk: holds" in autotune(folder, "verify", "rec.yaml", "--sla", "bulk", "--url", url)
-            verify = [sys.executable, *"-m autotune verify broken.yaml --sla bulk --url".split(), url]
+            verify = ["-m", "autotune", "verify", "broken.yaml", "--sla", "bulk", "--url", url]
             broken = subprocess.run(
-                verify, cwd=folder, capture_output=True, text=True, timeout=300, check=False
+                [sys.executable, *verify],
+                cwd=folder,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
             )
             assert broken.returncode == 1, broken.stdout + broken.stderr
             assert "e2e<=1ms: p80 is " in broken.stdout
