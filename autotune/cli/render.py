@@ -15,7 +15,7 @@ from rich.text import Text
 from autotune.domain.commands import shell_commands
 from autotune.domain.config import EngineConfig
 from autotune.domain.document import Ledgers
-from autotune.domain.ledger import Basis, Figure, Ledger
+from autotune.domain.ledger import Basis, Ledger
 from autotune.domain.measurement import Floats, Measurement
 from autotune.domain.power import EnergyVerdict, PowerBasis, energy_in
 from autotune.domain.quality import QualityState, QualityVerdict
@@ -24,7 +24,7 @@ from autotune.domain.recommendation import Recommendation, Standing, quality_of
 from autotune.domain.records import LaunchRecord, StudyRow, TrialRow, TrialState
 from autotune.domain.relaxation import Unmet
 from autotune.domain.scoring import LevelScore, SlaVerdict
-from autotune.domain.stats import Interval
+from autotune.domain.stats import Figure, Interval
 from autotune.wiring import EngineStatus, WrittenRecipe
 
 STYLES = {

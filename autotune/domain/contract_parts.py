@@ -15,11 +15,11 @@ from autotune.domain.contract import (
     Quality,
     QualityMeasure,
 )
-from autotune.domain.ledger import Figure, Ledger
+from autotune.domain.ledger import Ledger
 from autotune.domain.recommendation import quality_of
 from autotune.domain.records import LaunchRecord
 from autotune.domain.scoring import LevelScore
-from autotune.domain.stats import Interval
+from autotune.domain.stats import Figure, Interval
 
 
 def quality_part(record: LaunchRecord) -> Quality:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,19 +21,29 @@ from autotune.domain.power import (
     energy_in,
     joules_by_block,
 )
-from autotune.domain.stats import BLOCKS
+from autotune.domain.stats import (
+    BLOCKS,
+    LEAST_DESIGN_EFFECT,
+    STUDENT_T,
+    Figure,
+    Interval,
+    repeat_interval,
+)
 
 PERCENTILES = (50, 95, 99)
+FEWEST = 5
+"""With fewer token rates than this a level has no median worth a point."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class LevelDigest:
     """A level, a number for each request and a few for all.
 
     Columns of one length, a row for each request: ``block`` of the window in which it came due (-1: outside),
     seconds (NaN for what never happened), ``window_tokens`` those of its tokens that arrived in the window.
     Of ``BLOCKS`` values: ``offered`` requests and ``block_j`` joules in each block of the window. Percentiles
-    are of all requests due in the window that have the value.
+    are of all requests due in the window that have the value. Without slots: its own figures are kept once
+    they were asked for.
     """
 
     level: Level
@@ -60,10 +72,35 @@ class LevelDigest:
     oversaturated: bool
     counters: Mapping[str, float]
 
-    @property
+    @cached_property
     def due_in_window(self) -> Bools:
         """Which requests were due in the window."""
         return self.block >= 0
+
+    @cached_property
+    def interactivity(self) -> Figure | None:
+        """Median token rate, tok/s/user, of the requests due in the window; None where too few have one."""
+        tpot_s = self.tpot_s[self.ok & self.due_in_window]
+        tpot_s = tpot_s[np.isfinite(tpot_s) & (tpot_s > 0)]
+        return _median(np.sort(1 / tpot_s)) if len(tpot_s) >= FEWEST else None
+
+    @cached_property
+    def throughput(self) -> Figure:
+        """Output tokens of all requests, tok/s."""
+        seconds = np.full(BLOCKS, self.window.length_s / BLOCKS)
+        rate = self.throughput_tok_per_s
+        return Figure(rate, repeat_interval(rate, self._tokens_by_due, seconds))
+
+    @cached_property
+    def throughput_per_joule(self) -> Figure | None:
+        """Output tokens of all requests, good or not, per joule; None where either is not known."""
+        joules = self.energy.joules if self.energy.verdict is not EnergyVerdict.INVALID else 0.0
+        ratio = self.throughput_tok_per_s * self.window.length_s / joules if joules > 0 else 0.0
+        return Figure(ratio, repeat_interval(ratio, self._tokens_by_due, self.block_j)) if ratio else None
+
+    @property
+    def _tokens_by_due(self) -> Floats:
+        return self.by_block(np.ones(len(self.block), dtype=bool), self.output_tokens)
 
     def by_block(self, of: Bools, weights: NDArray[np.int64] | None = None) -> Floats:
         """Counts, or sums of ``weights``, of some requests due in the window by block."""
@@ -109,6 +146,13 @@ def digest(measurement: Measurement) -> LevelDigest:
         oversaturated=measurement.oversaturated,
         counters=_gauges(measurement),
     )
+
+
+def _median(rates: Floats) -> Figure:
+    """The median with the order statistics around it, for half as many independent requests."""
+    half = STUDENT_T * 0.5 / math.sqrt(len(rates) / LEAST_DESIGN_EFFECT)
+    low, middle, high = np.quantile(rates, [max(0.0, 0.5 - half), 0.5, min(1.0, 0.5 + half)])
+    return Figure(float(middle), Interval(float(low), float(high)))
 
 
 def _blocks(due_s: Floats, window: Window) -> NDArray[np.int64]:

@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from autotune.domain.gain import gain_of
 from autotune.domain.level import Level
-from autotune.domain.recommendation import Candidate, quality_bar, recommend
+from autotune.domain.recommendation import Candidate, quality_bars, recommend
 from autotune.domain.records import Purpose
 from autotune.domain.scoring import CurveScore
 from autotune.domain.sla import Sla
@@ -72,7 +72,8 @@ def soaks(
 
 def _field(study: StudySpec, sla: Sla, candidates: Sequence[Candidate], factor: Factor) -> list[Candidate]:
     """An SLA's best by the search, and those within the noise of it, MOST_PER_SLA together."""
-    scored = [(c.score(sla, study), c) for c in candidates if not quality_bar(c, candidates, study)]
+    barred = quality_bars(candidates, study)
+    scored = [(c.score(sla, study), c) for c in candidates if c.row.number not in barred]
     running = sorted(
         ((score.objective * factor(c), score, c) for score, c in scored if score.objective > 0),
         key=lambda entry: entry[0],

@@ -7,7 +7,6 @@ together), on the others the interval is that of goodput.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal, Self
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, model_validato
 from autotune.domain.accelerators import Accelerator, Market
 from autotune.domain.power import EnergyVerdict, PowerBasis
 from autotune.domain.scoring import LevelScore
-from autotune.domain.stats import Interval
+from autotune.domain.stats import Figure
 
 DOLLARS = "USD"
 JOULES_PER_KWH = 3.6e6
@@ -64,23 +63,6 @@ class SideReadings:
     idle_w: float | None = None
     cpu_memory_w: float | None = None
     node_w: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """An estimate and its interval; ``interval.high`` of a cost is infinite where goodput may be 0."""
-
-    value: float
-    interval: Interval
-
-    def times(self, factor: float) -> Figure:
-        """The same in another unit."""
-        return Figure(self.value * factor, Interval(self.interval.low * factor, self.interval.high * factor))
-
-    def inverse(self) -> Figure:
-        """Its reciprocal, for a value above 0."""
-        low = self.interval.low
-        return Figure(1 / self.value, Interval(1 / self.interval.high, 1 / low if low > 0 else math.inf))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

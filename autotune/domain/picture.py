@@ -14,17 +14,12 @@ import numpy as np
 
 from autotune.domain.accelerators import AcceleratorTable
 from autotune.domain.digest import LevelDigest
-from autotune.domain.ledger import JOULES_PER_KWH, SECONDS_PER_HOUR, WATTS_PER_MW, Figure
-from autotune.domain.measurement import Floats
-from autotune.domain.power import EnergyVerdict
+from autotune.domain.ledger import JOULES_PER_KWH, SECONDS_PER_HOUR, WATTS_PER_MW
 from autotune.domain.recommendation import Candidate
 from autotune.domain.scoring import SlaVerdict, verdict_of
-from autotune.domain.sla import Metric, Sla
-from autotune.domain.stats import BLOCKS, LEAST_DESIGN_EFFECT, STUDENT_T, Interval, repeat_interval
+from autotune.domain.sla import Goals, Metric, Sla
+from autotune.domain.stats import Figure
 from autotune.domain.study import StudySpec
-
-FEWEST = 5
-"""With fewer token rates than this a level has no median worth a point."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,17 +62,20 @@ def points_of(
 ) -> tuple[Point, ...]:
     """Every level of a candidate's launches that has token rates, lowest load first."""
     points = []
+    judged: dict[str, dict[str, Goals]] = {}
+    for sla in slas if slas is not None else study.slas:
+        judged.setdefault(study.workload_of(sla), {})[sla.name] = sla.goals()
     for launch, levels in ((candidate.launch, candidate.levels), (candidate.final, candidate.final_levels)):
         if launch is None:
             continue
         price = _Price.of(study, accelerators, launch.device, launch.device_count)
         for level in sorted(levels, key=lambda each: each.rate_rps):
-            rates = _rates(level)
-            if len(rates) >= FEWEST and level.throughput_tok_per_s > 0:
-                judged = slas if slas is not None else study.slas
-                on = [sla for sla in judged if study.workload_of(sla) == level.level.workload]
+            if level.interactivity is not None and level.throughput_tok_per_s > 0:
                 final = launch is not candidate.launch
-                points.append(_point(candidate.row.number, level, rates, price, on, final=final))
+                goals = judged.get(level.level.workload, {})
+                points.append(
+                    _point(candidate.row.number, level, level.interactivity, price, goals, final=final)
+                )
     return tuple(points)
 
 
@@ -131,15 +129,15 @@ class _Price:
 
 
 def _point(
-    trial: int, level: LevelDigest, rates: Floats, price: _Price, slas: Sequence[Sla], *, final: bool
+    trial: int,
+    level: LevelDigest,
+    interactivity: Figure,
+    price: _Price,
+    judged: Mapping[str, Goals],
+    *,
+    final: bool,
 ) -> Point:
-    everyone = np.ones(len(level.block), dtype=bool)
-    tokens = level.by_block(everyone, level.output_tokens)
-    length_s, rate = level.window.length_s, level.throughput_tok_per_s
-    throughput = Figure(rate, repeat_interval(rate, tokens, np.full(BLOCKS, length_s / BLOCKS)))
-    joules = level.energy.joules if level.energy.verdict is not EnergyVerdict.INVALID else 0.0
-    per_j = rate * length_s / joules if joules > 0 else None
-    per_joule = Figure(per_j, repeat_interval(per_j, tokens, level.block_j)) if per_j else None
+    throughput, per_joule = level.throughput, level.throughput_per_joule
     if price.per_s:
         cost = throughput.inverse().times(price.per_s * 1e6)
     elif price.per_j and per_joule:
@@ -154,29 +152,15 @@ def _point(
         final=final,
         workload=level.level.workload,
         requests=level.requests,
-        interactivity=_median(rates),
+        interactivity=interactivity,
         throughput=throughput,
         per_device=throughput.times(1 / price.devices),
         per_mw=per_joule.times(WATTS_PER_MW) if per_joule else None,
         cost=cost,
         ttft_p95_s=level.ttft_percentiles_s.get(95),
-        verdicts={sla.name: verdict_of(level, sla) for sla in slas},
+        verdicts={name: verdict_of(level, goals) for name, goals in judged.items()},
         oversaturated=level.oversaturated,
     )
-
-
-def _rates(level: LevelDigest) -> Floats:
-    """Token rates, tok/s/user, of the requests due in the window that have one, ascending."""
-    tpot_s = level.tpot_s[level.ok & (level.block >= 0)]
-    tpot_s = tpot_s[np.isfinite(tpot_s) & (tpot_s > 0)]
-    return np.sort(1 / tpot_s)
-
-
-def _median(rates: Floats) -> Figure:
-    """The median with the order statistics around it, for half as many independent requests."""
-    half = STUDENT_T * 0.5 / math.sqrt(len(rates) / LEAST_DESIGN_EFFECT)
-    low, middle, high = np.quantile(rates, [max(0.0, 0.5 - half), 0.5, min(1.0, 0.5 + half)])
-    return Figure(float(middle), Interval(float(low), float(high)))
 
 
 def _least_interactivity(sla: Sla) -> float:

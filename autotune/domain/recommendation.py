@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from autotune.domain.accelerators import AcceleratorTable
 from autotune.domain.config import EngineConfig
@@ -192,11 +193,11 @@ def recommend(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Re
     """
     standings = _on_one_node([s for c in candidates if (s := standing(c, sla, study)) is not None])
     finalists = [s for s in standings if s.confirmed]
-    barred = {
-        s.candidate.row.number: why for s in standings if (why := quality_bar(s.candidate, candidates, study))
-    }
+    barred = quality_bars(candidates, study)
     proven = [s for s in standings if s.candidate.row.number not in barred]
-    eligible = ranked([s for s in finalists or proven if s.may_win and s in proven], study)
+    eligible = ranked(
+        [s for s in finalists or proven if s.may_win and s.candidate.row.number not in barred], study
+    )
     best = eligible[0] if eligible else None
     # Of the winner's engine, and by configuration, not purpose: production may run the defaults.
     engine = study.engine(best.candidate.row.config.engine) if best else None
@@ -230,14 +231,20 @@ def ranked(standings: Sequence[Standing], study: StudySpec) -> tuple[Standing, .
     if not by_bound:
         return ()
     lead = by_bound[0]
-    tied = [s for s in by_bound if s is lead or not _beats(lead, s)]
-    tied.sort(key=lambda s: (s.candidate.row.config.devices, departures(s.candidate.row.config, study)))
-    return (*tied, *(s for s in by_bound if s not in tied))
+    beaten = [s is not lead and _beats(lead, s) for s in by_bound]
+    tied = [s for s, is_beaten in zip(by_bound, beaten, strict=True) if not is_beaten]
+    usual = {engine.name: study.default_config(engine).words for engine in study.engines}
+
+    def simplicity(standing: Standing) -> tuple[int, int]:
+        config = standing.candidate.row.config
+        return config.devices, departures(config.words, usual[config.engine])
+
+    tied.sort(key=simplicity)
+    return (*tied, *(s for s, is_beaten in zip(by_bound, beaten, strict=True) if is_beaten))
 
 
-def departures(config: EngineConfig, study: StudySpec) -> int:
+def departures(own: Mapping[str, Any], usual: Mapping[str, Any]) -> int:
     """In how many words a configuration departs from its engine's defaults."""
-    own, usual = config.words, study.default_config(study.engine(config.engine)).words
     return sum(own.get(word) != usual.get(word) for word in own.keys() | usual.keys())
 
 
@@ -292,13 +299,18 @@ def quality_of(record: LaunchRecord) -> QualityVerdict:
     )
 
 
-def quality_bar(candidate: Candidate, candidates: Sequence[Candidate], study: StudySpec) -> str:
-    """Why quality keeps a candidate from being recommended; empty where it does not."""
-    verdict = quality_of(candidate.launch)
-    answered = (c.launch.answers.precision for c in candidates if c.launch.answers)
-    # Where no reference has answered, its precision is known all the same.
-    wanted = Precision.of(study.model, study.default_config(), verdict.precision.build)
-    return objection(verdict, next(answered, wanted), study.quality)
+def quality_bars(candidates: Sequence[Candidate], study: StudySpec) -> dict[int, str]:
+    """Why quality keeps candidates from being recommended, by number; those that it does not are left out."""
+    answered = next((c.launch.answers.precision for c in candidates if c.launch.answers), None)
+    defaults = study.default_config()
+    bars: dict[int, str] = {}
+    for candidate in candidates:
+        verdict = quality_of(candidate.launch)
+        # Where no reference has answered, its precision is known all the same.
+        wanted = answered or Precision.of(study.model, defaults, verdict.precision.build)
+        if why := objection(verdict, wanted, study.quality):
+            bars[candidate.row.number] = why
+    return bars
 
 
 def _passed_over(best: Standing | None, standings: Sequence[Standing], barred: Mapping[int, str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from autotune.domain.digest import LevelDigest, digest
 from autotune.domain.measurement import Measurement, WindowEnd
 from autotune.domain.power import EnergyVerdict, PowerBasis, PowerScope
-from autotune.domain.sla import Sla, good_requests, keeping_requests
+from autotune.domain.sla import Goals, Sla, good_requests, keeping_requests
 from autotune.domain.stats import BLOCKS, Interval, proportion_interval, repeat_interval, requests_to_show
 
 Measured = TypeVar("Measured", Measurement, LevelDigest)
@@ -92,7 +92,6 @@ class CurveScore:
     sla: str
     capacity_rps: float | None
     operating: LevelScore | None
-    peak_goodput_tok_per_s: float
 
     @property
     def objective(self) -> float:
@@ -103,7 +102,7 @@ class CurveScore:
 def score_level(measured: Measurement | LevelDigest, sla: Sla) -> LevelScore:
     """Judge one level over its window; tokens and joules are of the same window."""
     level = measured if isinstance(measured, LevelDigest) else digest(measured)
-    good = good_requests(level, sla)
+    goals, good = sla.goals(), good_requests(level, sla)
     tokens_by_due = level.by_block(good, level.output_tokens)
     block_good, block_due = level.by_block(good), level.offered
     length_s, joules = level.window.length_s, level.energy.joules
@@ -112,7 +111,7 @@ def score_level(measured: Measurement | LevelDigest, sla: Sla) -> LevelScore:
     measurable = joules > 0 and level.energy.verdict is not EnergyVerdict.INVALID
     return LevelScore(
         rate_rps=level.rate_rps,
-        verdict=verdict_of(level, sla),
+        verdict=verdict_of(level, goals),
         requests=level.requests,
         attainment=float(block_good.sum() / max(block_due.sum(), 1)),
         attainment_interval=proportion_interval(block_good, block_due),
@@ -135,7 +134,7 @@ def score_level(measured: Measurement | LevelDigest, sla: Sla) -> LevelScore:
         steady=level.steady,
         oversaturated=level.oversaturated,
         beside_w=level.beside_w,
-        too_few=_too_few(level, sla),
+        too_few=_too_few(level, goals),
     )
 
 
@@ -150,12 +149,13 @@ def score_curve(
     """
     levels = [m if isinstance(m, LevelDigest) else digest(m) for m in open_levels(curve, workload)]
     # Verdicts first: only the operating point needs all of its figures.
-    verdicts = [verdict_of(level, sla) for level in levels]
+    goals = sla.goals()
+    verdicts = [verdict_of(level, goals) for level in levels]
     met = [level for level, verdict in zip(levels, verdicts, strict=True) if verdict is SlaVerdict.MET]
     may_hold = [
         level
         for level, verdict in zip(levels, verdicts, strict=True)
-        if verdict is SlaVerdict.MET or (verdict is SlaVerdict.NOT_SHOWN and _too_few(level, sla))
+        if verdict is SlaVerdict.MET or (verdict is SlaVerdict.NOT_SHOWN and _too_few(level, goals))
     ]
     capacity_rps = max((level.rate_rps for level in met or may_hold), default=None)
     limit_rps = headroom * (capacity_rps or 0.0) * (1 + SAME_RATE)
@@ -165,16 +165,11 @@ def score_curve(
         sla=sla.name,
         capacity_rps=capacity_rps,
         operating=score_level(operating, sla) if operating else None,
-        peak_goodput_tok_per_s=max((_goodput(level, sla) for level in levels), default=0.0),
     )
 
 
-def _goodput(level: LevelDigest, sla: Sla) -> float:
-    return float(level.window_tokens[good_requests(level, sla)].sum()) / level.window.length_s
-
-
-def _too_few(level: LevelDigest, sla: Sla) -> bool:
-    return level.requests < max(requests_to_show(share) for _, share in sla.goals())
+def _too_few(level: LevelDigest, goals: Goals) -> bool:
+    return level.requests < max(requests_to_show(share) for _, share in goals)
 
 
 def holding(scored: Sequence[LevelScore]) -> tuple[LevelScore, ...]:
@@ -206,16 +201,17 @@ def is_same_rate(one_rps: float, other_rps: float) -> bool:
     return abs(one_rps - other_rps) <= SAME_RATE * other_rps
 
 
-def verdict_of(level: LevelDigest, sla: Sla) -> SlaVerdict:
+def verdict_of(level: LevelDigest, goals: Goals) -> SlaVerdict:
     """MET where every lower bound reaches its share, MISSED where an estimate does not, else NOT_SHOWN."""
     if level.oversaturated:
         return SlaVerdict.MISSED
-    offered = level.offered
-    verdict = SlaVerdict.MET if offered.any() else SlaVerdict.NOT_SHOWN
-    for bounds, share in sla.goals():
-        kept = level.by_block(keeping_requests(level, bounds))
-        if kept.sum() < share * offered.sum():
+    total = level.offered.sum()
+    verdict = SlaVerdict.MET if total else SlaVerdict.NOT_SHOWN
+    for bounds, share in goals:
+        keeps = keeping_requests(level, bounds)
+        # Counted before it is sorted into blocks: most levels that miss an SLA miss it by far.
+        if np.count_nonzero(keeps & level.due_in_window) < share * total:
             return SlaVerdict.MISSED
-        if proportion_interval(kept, offered).low < share:
+        if proportion_interval(level.by_block(keeps), level.offered).low < share:
             verdict = SlaVerdict.NOT_SHOWN
     return verdict

@@ -107,6 +107,9 @@ TokensPerS = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 BoundSet = tuple[tuple[Metric, float], ...]
 """Bounds that one request must keep together."""
 
+Goals = tuple[tuple[BoundSet, float], ...]
+"""Sets of bounds, each with the share of requests that must keep all of it."""
+
 
 class Bounds(BaseModel):
     """One bound per metric; at least one. Durations carry their unit, interactivity is tok/s/user."""
@@ -141,7 +144,7 @@ class JointSla(BaseModel):
     attainment: Annotated[float, Field(gt=0, lt=1)] = 0.95
     slos: Bounds
 
-    def goals(self) -> tuple[tuple[BoundSet, float], ...]:
+    def goals(self) -> Goals:
         """Sets of bounds, each with the share of requests that must keep all of it."""
         return ((self.slos.items(), self.attainment),)
 
@@ -183,7 +186,7 @@ class PercentileSla(BaseModel):
     workload: str | None = Field(None, description="the workload it is judged on; the first if not named")
     slos: PercentileBounds
 
-    def goals(self) -> tuple[tuple[BoundSet, float], ...]:
+    def goals(self) -> Goals:
         """Sets of bounds, each with the share of requests that must keep all of it."""
         return tuple((((metric, bound),), share) for metric, share, bound in self.slos.items())
 

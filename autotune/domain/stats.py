@@ -49,6 +49,23 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """An estimate and its interval; ``interval.high`` of a cost is infinite where goodput may be 0."""
+
+    value: float
+    interval: Interval
+
+    def times(self, factor: float) -> Figure:
+        """The same in another unit."""
+        return Figure(self.value * factor, Interval(self.interval.low * factor, self.interval.high * factor))
+
+    def inverse(self) -> Figure:
+        """Its reciprocal, for a value above 0."""
+        low = self.interval.low
+        return Figure(1 / self.value, Interval(1 / self.interval.high, 1 / low if low > 0 else math.inf))
+
+
+@dataclass(frozen=True, slots=True)
 class Trend:
     """Slope of a series from one value to the next, and whether a steady series would seldom show it.
 

@@ -8,10 +8,10 @@ from enum import StrEnum
 from typing import Any
 
 from autotune.domain.config import EngineConfig
-from autotune.domain.ledger import Figure
 from autotune.domain.picture import Point, Region, pareto_front
 from autotune.domain.quantities import show_duration
 from autotune.domain.scoring import SlaVerdict
+from autotune.domain.stats import Figure
 from autotune.web import lettering
 from autotune.web.palette import GREY, PALETTE, SYMBOLS, escape
 

@@ -92,12 +92,12 @@ class Gallery:
         self, digested: Digested, slas: Sequence[Sla] | None = None, *, source: str = ""
     ) -> list[charts.Series]:
         """Every configuration with its points."""
-        study = digested.study
+        study, defaults = digested.study, digested.study.default_config()
         return [
             charts.Series(
                 trial=c.row.number,
                 config=c.row.config,
-                label=c.row.config.label(study.default_config()),
+                label=c.row.config.label(defaults),
                 link=f"/studies/{study.name}/trials/{c.row.number}",
                 points=points_of(c, study, self.accelerators, slas),
                 source=source,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from autotune.domain.ports import Launcher
 from autotune.domain.study import EngineSpec, StudySpec
 
 
+@cache
 def launchers() -> Mapping[str, Launcher]:
-    """Every launcher that is installed, ours like anyone's, by engine id."""
+    """Every launcher that is installed, ours like anyone's, by engine id; looked for once."""
     return {point.name: point.load() for point in entry_points(group="autotune.launchers")}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -208,11 +209,17 @@ def _trial_row(values: dict[str, Any]) -> TrialRow:
             **values,
             "purpose": Purpose(values["purpose"]),
             "state": TrialState(values["state"]),
-            "config": EngineConfig.model_validate_json(values["config"]),
+            "config": _config(values["config"]),
             "objectives": json.loads(values["objectives"]),
             "predicted": json.loads(values["predicted"]),
         }
     )
+
+
+@lru_cache(maxsize=4096)
+def _config(text: str) -> EngineConfig:
+    """A configuration, checked once: pages read the same rows over and over."""
+    return EngineConfig.model_validate_json(text)
 
 
 def _study_row(values: dict[str, Any]) -> StudyRow:
