@@ -14,14 +14,17 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import web_store
 
 MEMORY = Path("/dev/shm")
-SLA = {"name": "moved", "attainment": 0.9, "slos": {"ttft": "350ms", "tpot": "31ms"}}
+SCORE, PICTURE = "/api/v1/studies/dense/score", "/api/v1/studies/dense/picture"
+Body = Callable[[], dict[str, object]]
+SLIDER = count(1)
 
 
 @contextmanager
@@ -48,8 +51,14 @@ def served(url: str) -> Iterator[str]:
         server.wait(timeout=15)
 
 
-def took_ms(address: str, path: str, body: object = None) -> tuple[float, int]:
-    data = json.dumps(body).encode() if body is not None else None
+def moved(tpot_ms: float = 31.0) -> dict[str, object]:
+    """An SLA with its slider at a place where it never was: what was judged before is remembered."""
+    slos = {"ttft": "350ms", "tpot": f"{tpot_ms + next(SLIDER) / 100:.2f}ms"}
+    return {"name": "moved", "attainment": 0.9, "slos": slos}
+
+
+def took_ms(address: str, path: str, body: Body | None = None) -> tuple[float, int]:
+    data = json.dumps(body()).encode() if body is not None else None
     request = urllib.request.Request(address + path, data, {"content-type": "application/json"})
     began = time.perf_counter()
     with urllib.request.urlopen(request, timeout=120) as answer:
@@ -57,7 +66,7 @@ def took_ms(address: str, path: str, body: object = None) -> tuple[float, int]:
     return (time.perf_counter() - began) * 1e3, size
 
 
-def show(address: str, name: str, path: str, body: object = None, *, times: int = 20) -> None:
+def show(address: str, name: str, path: str, body: Body | None = None, *, times: int = 20) -> None:
     first, size = took_ms(address, path, body)
     rest = [took_ms(address, path, body)[0] for _ in range(times)]
     print(
@@ -93,8 +102,10 @@ def main() -> None:
                 time.sleep(0.2)
             print(f"{'  until all launches are read':<44}{(time.perf_counter() - began) * 1e3:>9.0f}")
             show(address, "study page, launches read", "/studies/dense", times=5)
-            show(address, "another SLA scored", "/api/v1/studies/dense/score", {"sla": SLA})
-            show(address, "the picture", "/api/v1/studies/dense/picture", {"measure": "mw"}, times=5)
+            show(address, "another SLA scored", SCORE, lambda: {"sla": moved()})
+            show(address, "  that no launch meets", SCORE, lambda: {"sla": moved(tpot_ms=1.0)})
+            show(address, "the picture", PICTURE, lambda: {"measure": "mw"}, times=5)
+            show(address, "  of another SLA", PICTURE, lambda: {"measure": "mw", "slas": [moved()]}, times=5)
             show(address, "a trial", "/studies/dense/trials/7", times=5)
 
 

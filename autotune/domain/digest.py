@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,6 +79,11 @@ class LevelDigest:
         return self.block >= 0
 
     @cached_property
+    def judged(self) -> dict[Hashable, Any]:
+        """Verdicts that were asked for, kept by those who judge: pages ask for the same ones again."""
+        return {}
+
+    @cached_property
     def interactivity(self) -> Figure | None:
         """Median token rate, tok/s/user, of the requests due in the window; None where too few have one."""
         tpot_s = self.tpot_s[self.ok & self.due_in_window]
@@ -97,6 +103,10 @@ class LevelDigest:
         joules = self.energy.joules if self.energy.verdict is not EnergyVerdict.INVALID else 0.0
         ratio = self.throughput_tok_per_s * self.window.length_s / joules if joules > 0 else 0.0
         return Figure(ratio, repeat_interval(ratio, self._tokens_by_due, self.block_j)) if ratio else None
+
+    def draw_up(self) -> None:
+        """Compute what the picture shows of the level, to be kept."""
+        _ = self.interactivity, self.throughput, self.throughput_per_joule
 
     @property
     def _tokens_by_due(self) -> Floats:

@@ -10,8 +10,8 @@ import numpy as np
 from autotune.domain.digest import LevelDigest
 from autotune.domain.measurement import Bools, Floats
 from autotune.domain.recommendation import Candidate
-from autotune.domain.scoring import open_levels, score_level
-from autotune.domain.sla import BoundSet, Metric, Sla, keeping_requests, show_slo
+from autotune.domain.scoring import open_levels, worth
+from autotune.domain.sla import BoundSet, Goals, Metric, Sla, keeping_requests, show_slo
 from autotune.domain.study import StudySpec
 
 MOST_OFFERS = 4
@@ -70,14 +70,15 @@ def unmet(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Unmet 
     ]
     if not levels:
         return None
+    goals = sla.goals()
     # The goal that is furthest from being kept decides how near a level came.
     nearest, bounds, share, wanted = max(
-        (min(_by_goal(level, sla), key=lambda goal: goal[2] - goal[3]) for level in levels),
+        (min(_by_goal(level, goals), key=lambda goal: goal[2] - goal[3]) for level in levels),
         key=lambda goal: goal[2] - goal[3],
     )
-    alone = {show_slo(*bound): nearest.kept((bound,)) for goal, _ in sla.goals() for bound in goal}
+    alone = {show_slo(*bound): nearest.kept((bound,)) for goal, _ in goals for bound in goal}
     binding = min(bounds, key=lambda bound: nearest.kept((bound,)))
-    offers = [offer for goal, _ in sla.goals() for bound in goal for offer in _offers(levels, sla, bound)]
+    offers = [offer for goal, _ in goals for bound in goal for offer in _offers(levels, sla, bound)]
     return Unmet(
         trial=nearest.candidate.row.number,
         rate_rps=nearest.digest.level.rate_rps or 0.0,
@@ -89,29 +90,29 @@ def unmet(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Unmet 
     )
 
 
-def _by_goal(level: _Level, sla: Sla) -> list[tuple[_Level, BoundSet, float, float]]:
-    return [(level, bounds, level.kept(bounds), wanted) for bounds, wanted in sla.goals()]
+def _by_goal(level: _Level, goals: Goals) -> list[tuple[_Level, BoundSet, float, float]]:
+    return [(level, bounds, level.kept(bounds), wanted) for bounds, wanted in goals]
 
 
 def _offers(levels: Sequence[_Level], sla: Sla, slo: tuple[Metric, float]) -> list[Offer]:
     """What relaxing one SLO alone buys, from the least relaxation on to where more buys no more."""
-    found = sorted(_needed(levels, sla, slo), key=lambda entry: entry[0])
+    found = sorted(_needed(levels, sla.goals(), slo), key=lambda entry: entry[0])
     offers: list[Offer] = []
     best = 0.0
     for _, bound, level in found:
         # Good tokens are those within the relaxed bound.
-        score = score_level(level.digest, _relaxed(sla, slo, bound))
-        if score.objective <= 1.05 * best:
+        goodput, objective = worth(level.digest, _relaxed(sla, slo, bound))
+        if objective <= 1.05 * best:
             continue
-        best = score.objective
+        best = objective
         offers.append(
             Offer(
                 slo=show_slo(*slo),
                 relaxed=show_slo(slo[0], bound),
                 trial=level.candidate.row.number,
-                rate_rps=score.rate_rps,
-                goodput_tok_per_s=score.goodput_tok_per_s,
-                objective=score.objective,
+                rate_rps=level.digest.rate_rps,
+                goodput_tok_per_s=goodput,
+                objective=objective,
             )
         )
     if len(offers) <= MOST_OFFERS:
@@ -121,22 +122,22 @@ def _offers(levels: Sequence[_Level], sla: Sla, slo: tuple[Metric, float]) -> li
 
 
 def _needed(
-    levels: Sequence[_Level], sla: Sla, slo: tuple[Metric, float]
+    levels: Sequence[_Level], goals: Goals, slo: tuple[Metric, float]
 ) -> Iterator[tuple[float, float, _Level]]:
     """Levels that a looser bound would have meet the SLA: (how much looser, the bound, the level)."""
     metric, given = slo
     for level in levels:
         requests, due = level.digest, level.digest.due_in_window
-        values = metric.of(requests)
+        values, count = metric.of(requests), int(due.sum())
         needs = []
-        for bounds, wanted in sla.goals():
+        for bounds, wanted in goals:
             others = tuple(bound for bound in bounds if bound != slo)
             kept = keeping_requests(requests, others) & due
-            most_lost = int((1 - wanted) * due.sum() + 1e-9)
+            most_lost = int((1 - wanted) * count + 1e-9)
             if slo not in bounds:
-                needs.append(given if due.sum() - kept.sum() <= most_lost else None)
+                needs.append(given if count - kept.sum() <= most_lost else None)
                 continue
-            needs.append(_loosest(metric, values, kept, int(due.sum()) - most_lost))
+            needs.append(_loosest(metric, values, kept, count - most_lost))
         if any(need is None for need in needs):
             continue
         bound = _rounded(metric, max(filter(None, needs), key=lambda n: _looseness(metric, n, given)))

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from autotune.domain.digest import LevelDigest, digest
-from autotune.domain.measurement import Measurement, WindowEnd
+from autotune.domain.measurement import Bools, Measurement, WindowEnd
 from autotune.domain.power import EnergyVerdict, PowerBasis, PowerScope
 from autotune.domain.sla import Goals, Sla, good_requests, keeping_requests
 from autotune.domain.stats import BLOCKS, Interval, proportion_interval, repeat_interval, requests_to_show
@@ -22,6 +22,8 @@ HEADROOM = 0.8
 """Operating point as a share of capacity, unless the study says otherwise."""
 SAME_RATE = 0.02
 """Offered rates that differ by no more than this share are the same operating point."""
+VERDICTS_KEPT = 32
+"""Verdicts that a level remembers: an SLA's sliders stop at many places."""
 
 
 class SlaVerdict(StrEnum):
@@ -105,27 +107,26 @@ def score_level(measured: Measurement | LevelDigest, sla: Sla) -> LevelScore:
     goals, good = sla.goals(), good_requests(level, sla)
     tokens_by_due = level.by_block(good, level.output_tokens)
     block_good, block_due = level.by_block(good), level.offered
-    length_s, joules = level.window.length_s, level.energy.joules
+    length_s = level.window.length_s
     seconds = np.full(BLOCKS, length_s / BLOCKS)
-    tokens = float(level.window_tokens[good].sum())
-    measurable = joules > 0 and level.energy.verdict is not EnergyVerdict.INVALID
+    goodput, per_joule = _yields(level, good)
     return LevelScore(
         rate_rps=level.rate_rps,
         verdict=verdict_of(level, goals),
         requests=level.requests,
         attainment=float(block_good.sum() / max(block_due.sum(), 1)),
         attainment_interval=proportion_interval(block_good, block_due),
-        goodput_tok_per_s=tokens / length_s,
-        goodput_interval=repeat_interval(tokens / length_s, tokens_by_due, seconds),
+        goodput_tok_per_s=goodput,
+        goodput_interval=repeat_interval(goodput, tokens_by_due, seconds),
         throughput_tok_per_s=level.throughput_tok_per_s,
         mean_power_w=level.energy.mean_w,
         power_basis=level.power_basis,
         power_source=level.power_source,
         energy_verdict=level.energy.verdict,
         energy_reasons=level.energy.reasons,
-        tokens_per_joule=tokens / joules if measurable else 0.0,
-        tokens_per_joule_interval=repeat_interval(tokens / joules, tokens_by_due, level.block_j)
-        if measurable
+        tokens_per_joule=per_joule or 0.0,
+        tokens_per_joule_interval=repeat_interval(per_joule, tokens_by_due, level.block_j)
+        if per_joule is not None
         else Interval(0.0, 0.0),
         ttft_s=level.ttft_percentiles_s,
         tpot_s=level.tpot_percentiles_s,
@@ -136,6 +137,19 @@ def score_level(measured: Measurement | LevelDigest, sla: Sla) -> LevelScore:
         beside_w=level.beside_w,
         too_few=_too_few(level, goals),
     )
+
+
+def worth(level: LevelDigest, sla: Sla) -> tuple[float, float]:
+    """A level's goodput, tok/s, and its objective, without the intervals of ``score_level``."""
+    goodput, per_joule = _yields(level, good_requests(level, sla))
+    return goodput, (per_joule or 0.0) if level.power_basis.ranks else goodput
+
+
+def _yields(level: LevelDigest, good: Bools) -> tuple[float, float | None]:
+    """Good tokens per second, and per joule where joules were measured."""
+    tokens, joules = float(level.window_tokens[good].sum()), level.energy.joules
+    measurable = joules > 0 and level.energy.verdict is not EnergyVerdict.INVALID
+    return tokens / level.window.length_s, tokens / joules if measurable else None
 
 
 def score_curve(
@@ -203,6 +217,15 @@ def is_same_rate(one_rps: float, other_rps: float) -> bool:
 
 def verdict_of(level: LevelDigest, goals: Goals) -> SlaVerdict:
     """MET where every lower bound reaches its share, MISSED where an estimate does not, else NOT_SHOWN."""
+    judged = level.judged
+    if goals not in judged:
+        if len(judged) >= VERDICTS_KEPT:
+            judged.clear()
+        judged[goals] = _verdict(level, goals)
+    return SlaVerdict(judged[goals])
+
+
+def _verdict(level: LevelDigest, goals: Goals) -> SlaVerdict:
     if level.oversaturated:
         return SlaVerdict.MISSED
     total = level.offered.sum()

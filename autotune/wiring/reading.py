@@ -129,6 +129,9 @@ class StudyReader:
             whole = Candidate(row=self._row(name, number), launch=self._read_record(name, number))
             # Whether figures held through a soak is told by its raw records.
             read = whole if whole.row.purpose is Purpose.SOAK else whole.digested()
+            for level in read.levels:
+                # Here, in the background, rather than by who first looks at the picture.
+                level.draw_up()
         except Exception as broken:
             with shelf.changed:
                 shelf.lost[number] = str(broken).splitlines()[0] if str(broken) else type(broken).__name__

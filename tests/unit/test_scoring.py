@@ -11,10 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_measurements import measurement, request, steady_power
 
+from autotune.domain.digest import digest
 from autotune.domain.level import Level
 from autotune.domain.measurement import Measurement, RequestRecord
 from autotune.domain.power import EnergyVerdict, PowerBasis, Window
-from autotune.domain.scoring import SlaVerdict, score_at, score_curve, score_level
+from autotune.domain.scoring import (
+    HEADROOM,
+    SAME_RATE,
+    VERDICTS_KEPT,
+    SlaVerdict,
+    holding,
+    score_at,
+    score_curve,
+    score_level,
+    verdict_of,
+    worth,
+)
 from autotune.domain.sla import Bounds, JointSla, PercentileBounds, PercentileSla
 from autotune.domain.stats import BLOCKS
 
@@ -154,6 +166,43 @@ def test_closed_levels_and_other_workloads_carry_no_capacity() -> None:
     closed = replace(level(9.0), level=Level("w", concurrency=64))
     score = score_curve((closed, level(2.0), level(5.0, workload="other")), SLA, "w")
     assert score.capacity_rps == 2.0
+
+
+SOME_LEVELS = [level(rate, slow=slow) for rate in (2.0, 4.0, 5.0) for slow in (0, 10, 21, 60)]
+
+
+@given(
+    st.lists(st.sampled_from(SOME_LEVELS), max_size=5, unique_by=lambda m: m.level.rate_rps),
+    st.sampled_from((0.5, 0.9, 0.95, 0.99)),
+)
+def test_a_curve_is_scored_as_each_of_its_levels_is(curve: list[Measurement], attainment: float) -> None:
+    sla = SLA.model_copy(update={"attainment": attainment})
+    each = [score_level(m, sla) for m in curve]
+    capacity = max((s.rate_rps for s in holding(each)), default=None)
+    limit = HEADROOM * (capacity or 0.0) * (1 + SAME_RATE)
+    held = [s for s in each if s.may_hold and s.rate_rps <= limit]
+    whole = score_curve(list(map(digest, curve)), sla, "w")
+    assert whole.capacity_rps == capacity
+    assert whole.operating == max(held, key=lambda s: s.rate_rps, default=None)
+    assert [worth(digest(m), sla) for m in curve] == [(s.goodput_tok_per_s, s.objective) for s in each]
+
+
+def test_a_level_that_was_judged_often_is_judged_as_a_fresh_one() -> None:
+    measured = level(4.0, slow=40)
+    kept = digest(measured)
+    for ttft_ms in [*range(50, 2500, 2450 // (3 * VERDICTS_KEPT)), 500, 50]:
+        goals = JointSla(
+            name="moved", attainment=0.95, slos=Bounds.model_validate({"ttft": f"{ttft_ms}ms"})
+        ).goals()
+        assert verdict_of(kept, goals) is verdict_of(kept, goals)
+        assert verdict_of(kept, goals) is verdict_of(digest(measured), goals)
+    assert len(kept.judged) <= VERDICTS_KEPT
+
+
+def test_a_level_found_over_saturated_later_keeps_no_verdict_of_before() -> None:
+    kept = digest(level(4.0))
+    assert verdict_of(kept, SLA.goals()) is SlaVerdict.MET
+    assert verdict_of(replace(kept, oversaturated=True), SLA.goals()) is SlaVerdict.MISSED
 
 
 def test_a_level_is_found_by_its_rate() -> None:
