@@ -10,8 +10,8 @@ import numpy as np
 from autotune.domain.digest import LevelDigest
 from autotune.domain.measurement import Bools, Floats
 from autotune.domain.recommendation import Candidate
-from autotune.domain.scoring import open_levels, worth
-from autotune.domain.sla import BoundSet, Goals, Metric, Sla, keeping_requests, show_slo
+from autotune.domain.scoring import open_levels, worth_of
+from autotune.domain.sla import BoundSet, Goals, Metric, Sla, good_requests, keeping_requests, show_slo
 from autotune.domain.study import StudySpec
 
 MOST_OFFERS = 4
@@ -47,13 +47,16 @@ class Unmet:
 
 @dataclass(frozen=True, slots=True)
 class _Level:
+    """``most`` is the objective if every request were good: few levels need to be judged on a relaxation."""
+
     candidate: Candidate
     digest: LevelDigest
+    most: float
 
     def kept(self, bounds: BoundSet) -> float:
         """Share of the requests due in the window that keep some bounds."""
         kept = keeping_requests(self.digest, bounds) & self.digest.due_in_window
-        return float(kept.sum() / max(self.digest.requests, 1))
+        return float(np.count_nonzero(kept) / max(self.digest.requests, 1))
 
 
 def unmet(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Unmet | None:
@@ -63,7 +66,7 @@ def unmet(study: StudySpec, sla: Sla, candidates: Sequence[Candidate]) -> Unmet 
     """
     workload = study.workload_of(sla)
     levels = [
-        _Level(c, m)
+        _Level(c, m, worth_of(m, m.ok)[1])
         for c in candidates
         for m in open_levels(c.levels, workload)
         if m.requests >= FEWEST and not m.oversaturated
@@ -100,8 +103,10 @@ def _offers(levels: Sequence[_Level], sla: Sla, slo: tuple[Metric, float]) -> li
     offers: list[Offer] = []
     best = 0.0
     for _, bound, level in found:
+        if level.most <= 1.05 * best:
+            continue
         # Good tokens are those within the relaxed bound.
-        goodput, objective = worth(level.digest, _relaxed(sla, slo, bound))
+        goodput, objective = worth_of(level.digest, good_requests(level.digest, _relaxed(sla, slo, bound)))
         if objective <= 1.05 * best:
             continue
         best = objective
@@ -128,14 +133,14 @@ def _needed(
     metric, given = slo
     for level in levels:
         requests, due = level.digest, level.digest.due_in_window
-        values, count = metric.of(requests), int(due.sum())
+        values, count = metric.of(requests), int(np.count_nonzero(due))
         needs = []
         for bounds, wanted in goals:
             others = tuple(bound for bound in bounds if bound != slo)
             kept = keeping_requests(requests, others) & due
             most_lost = int((1 - wanted) * count + 1e-9)
             if slo not in bounds:
-                needs.append(given if count - kept.sum() <= most_lost else None)
+                needs.append(given if count - np.count_nonzero(kept) <= most_lost else None)
                 continue
             needs.append(_loosest(metric, values, kept, count - most_lost))
         if any(need is None for need in needs):
@@ -149,7 +154,7 @@ def _loosest(metric: Metric, values: Floats, kept: Bools, count: int) -> float |
     """The bound that so many of the requests that keep all else would keep; None where too few do."""
     mine = values[kept]
     # A token rate that does not exist (one chunk) keeps every bound.
-    free = int(np.isnan(mine).sum()) if metric in {Metric.TPOT, Metric.INTERACTIVITY} else 0
+    free = int(np.count_nonzero(np.isnan(mine))) if metric in {Metric.TPOT, Metric.INTERACTIVITY} else 0
     known = np.sort(mine[np.isfinite(mine)])
     known = known[::-1] if metric is Metric.INTERACTIVITY else known
     place = count - free - 1

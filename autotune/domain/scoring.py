@@ -139,9 +139,9 @@ def score_level(measured: Measurement | LevelDigest, sla: Sla) -> LevelScore:
     )
 
 
-def worth(level: LevelDigest, sla: Sla) -> tuple[float, float]:
-    """A level's goodput, tok/s, and its objective, without the intervals of ``score_level``."""
-    goodput, per_joule = _yields(level, good_requests(level, sla))
+def worth_of(level: LevelDigest, good: Bools) -> tuple[float, float]:
+    """Goodput, tok/s, and objective of a level's good requests, without the intervals of ``score_level``."""
+    goodput, per_joule = _yields(level, good)
     return goodput, (per_joule or 0.0) if level.power_basis.ranks else goodput
 
 

@@ -25,9 +25,9 @@ from autotune.domain.scoring import (
     score_curve,
     score_level,
     verdict_of,
-    worth,
+    worth_of,
 )
-from autotune.domain.sla import Bounds, JointSla, PercentileBounds, PercentileSla
+from autotune.domain.sla import Bounds, JointSla, PercentileBounds, PercentileSla, good_requests
 from autotune.domain.stats import BLOCKS
 
 WINDOW = Window(0.0, 100.0)
@@ -184,7 +184,9 @@ def test_a_curve_is_scored_as_each_of_its_levels_is(curve: list[Measurement], at
     whole = score_curve(list(map(digest, curve)), sla, "w")
     assert whole.capacity_rps == capacity
     assert whole.operating == max(held, key=lambda s: s.rate_rps, default=None)
-    assert [worth(digest(m), sla) for m in curve] == [(s.goodput_tok_per_s, s.objective) for s in each]
+    levels = [digest(m) for m in curve]
+    worths = [worth_of(m, good_requests(m, sla)) for m in levels]
+    assert worths == [(s.goodput_tok_per_s, s.objective) for s in each]
 
 
 def test_a_level_that_was_judged_often_is_judged_as_a_fresh_one() -> None:
