@@ -106,7 +106,7 @@ def main() -> None:
             show(address, "  that no launch meets", SCORE, lambda: {"sla": moved(tpot_ms=1.0)})
             show(address, "the picture", PICTURE, lambda: {"measure": "mw"}, times=5)
             show(address, "  of another SLA", PICTURE, lambda: {"measure": "mw", "slas": [moved()]}, times=5)
-            show(address, "a trial", "/studies/dense/trials/7", times=5)
+            show(address, "a trial", f"/studies/dense/trials/{asked.archived // 2}", times=5)
 
 
 if __name__ == "__main__":

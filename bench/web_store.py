@@ -71,7 +71,8 @@ def make(folder: Path, *, studies: int, trials: int, archived: int) -> str:
     _copy_rows(folder / "studies.db", names)
     _put_study(store, "dense", "2026-02-01T00:00:00+00:00")
     storage = optuna.storages.get_storage(url)
-    study = open_study("dense", storage, slas=["interactive", "bulk"], seed=0)
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = open_study("dense", storage, slas=["interactive", "bulk"], sampler=sampler)
     archive = ArtifactArchive(study, store.artifacts, storage)
     random = np.random.default_rng(0)
     for number in range(archived):
