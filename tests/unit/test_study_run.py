@@ -686,7 +686,7 @@ def test_the_same_seed_on_recorded_launches_gives_the_same_study(
     first, second = (replayed(tmp_path / str(n), seed=3, sampler=sampler) for n in range(2))
     assert first == second
     assert len(first) <= 9
-    assert {replayed(tmp_path / f"s{seed}", seed)[2] for seed in range(4)} != {first[2]}
+    assert {replayed(tmp_path / f"s{seed}", seed, sampler)[2] for seed in range(4)} != {first[2]}
 
 
 def test_launches_know_where_capacity_is_expected_and_what_to_beat(tmp_path: Path) -> None:

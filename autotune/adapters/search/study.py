@@ -127,6 +127,7 @@ class OptunaSearch:
 
 def sampler_of(kind: Literal["tpe", "forest"], branches: Sequence[Branch], seed: int) -> BaseSampler:
     """What suggests the next point; forests are told which dimensions apply."""
+    _hush()
     if kind == "tpe":
         # group: trials of the defaults have few of the space's parameters, or none.
         return optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=5, seed=seed)
@@ -148,9 +149,7 @@ def sampler_of(kind: Literal["tpe", "forest"], branches: Sequence[Branch], seed:
 
 def open_study(name: str, storage: BaseStorage, *, slas: Sequence[str], sampler: BaseSampler) -> optuna.Study:
     """Create or load the Optuna study: an objective per SLA, each to be maximised."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # ``group`` and metric names are marked experimental; pinned below the next major release.
-    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    _hush()
     study = optuna.create_study(
         study_name=name,
         storage=storage,
@@ -160,6 +159,13 @@ def open_study(name: str, storage: BaseStorage, *, slas: Sequence[str], sampler:
     )
     study.set_metric_names(list(slas))
     return study
+
+
+def _hush() -> None:
+    """Keep Optuna's remarks from users: it says what it does, and that what we use is new."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # ``group`` and metric names are marked experimental; pinned below the next major release.
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 
 
 def frozen_trial(study: optuna.Study, number: int) -> FrozenTrial:
