@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -299,10 +300,13 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of a pipe closed it; nothing more can be said on it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:
+        # Python's own exit code for a bug is 1, which of `verify` and `drift` is a verdict.
+        traceback.print_exc()
+        sys.exit(BENCH_BROKE)
 
 
 def _run(study: StudySpec, *, as_json: bool) -> None:
-
     console = Console(stderr=as_json)
     store = wiring.open_store(study.storage)
     with stop_signals(console) as request:
