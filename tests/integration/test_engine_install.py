@@ -14,7 +14,7 @@ from autotune.adapters.engines.install import CommandResult, Installer
 
 ENGINES = sorted(
     path.name.removesuffix("-cpu.txt")
-    for path in Path(engine_install.__file__).with_name("engines").glob("*-cpu.txt")
+    for path in Path(engine_install.__file__).with_name("locks").glob("*-cpu.txt")
 )
 
 
