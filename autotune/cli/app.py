@@ -137,8 +137,8 @@ def recommend_command(  # noqa: PLR0917 - typer's options
         if as_json:
             render.print_plain(written(document, "json").rstrip())
             raise typer.Exit(OK if any(each.trial is not None for each in document.slas) else NOTHING)
-    study, found = _recommendations(store, study_name, slas)
-    _print_recommendations(store, study, found)
+    read, found = _recommendations(store, study_name, slas)
+    _print_recommendations(read, found)
     if demand:
         render_deploy.print_fleets(document)
     if output:
@@ -316,29 +316,29 @@ def _run(study: StudySpec, *, as_json: bool) -> None:
         except StudyCancelledError as stopped:
             console.print(f"stopped; go on with: autotune resume {study.name}")
             raise typer.Exit(128 + request.signal) from stopped
-    study, found = _recommendations(store, study.name)
+    read, found = _recommendations(store, study.name)
     if as_json:
         render.print_plain(written(wiring.recommended(store, study.name), "json").rstrip())
     else:
-        _print_recommendations(store, study, found)
+        _print_recommendations(read, found)
     raise typer.Exit(OK if any(r.best for r in found) else NOTHING)
 
 
 def _recommendations(
     store: wiring.Store, study_name: str, slas: tuple[Sla, ...] | None = None
-) -> tuple[StudySpec, tuple[Recommendation, ...]]:
-    study, _, candidates = wiring.results(store, study_name)
-    return study, tuple(recommend(study, sla, candidates) for sla in slas or study.slas)
+) -> tuple[wiring.Results, tuple[Recommendation, ...]]:
+    read = wiring.results(store, study_name)
+    return read, tuple(recommend(read.study, sla, read.candidates) for sla in slas or read.study.slas)
 
 
-def _print_recommendations(store: wiring.Store, study: StudySpec, found: tuple[Recommendation, ...]) -> None:
+def _print_recommendations(read: wiring.Results, found: tuple[Recommendation, ...]) -> None:
     """Print the answers, of those that nothing met what is in the way, and what the study spent."""
+    study, rows, candidates = read
     accelerators = read_accelerators()
 
     def ledger(standing: Standing) -> Ledger:
         return ledger_for(standing, study, accelerators)
 
-    _, rows, candidates = wiring.results(store, study.name)
     why = {r.sla.name: unmet(study, r.sla, candidates) for r in found if r.met_by_none}
     console = render.wide_console()
     render.print_recommendations(console, found, study.default_config(), ledger, why)

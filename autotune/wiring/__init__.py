@@ -14,6 +14,7 @@ from autotune.wiring.recipes import WrittenRecipe, written_recipes
 from autotune.wiring.recommendations import deployment_for, device_kind, for_dynamo, recommended, studied
 from autotune.wiring.store import (
     DEFAULT_STORAGE,
+    Results,
     Store,
     launch_record,
     open_store,
@@ -27,6 +28,7 @@ __all__ = [
     "DEFAULT_STORAGE",
     "SPACES",
     "EngineStatus",
+    "Results",
     "Store",
     "VerifyOrder",
     "WrittenRecipe",
