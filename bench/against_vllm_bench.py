@@ -28,7 +28,7 @@ from rich.table import Table
 from autotune import wiring
 from autotune.adapters.files.traffic_files import load_traffic
 from autotune.adapters.load.clients import LoadClients
-from autotune.domain.launch import Endpoint
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.level import Level
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.planning import plan_load

@@ -31,10 +31,10 @@ from autotune.adapters.engines.environments import EngineEnvironments
 from autotune.adapters.engines.host import LocalEngineHost
 from autotune.adapters.files.synthetic_model import make_tiny_model
 from autotune.domain.config import EngineConfig
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.errors import InfeasibleConfigError
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.launch import (
-    Endpoint,
     EngineDiedError,
     EngineEnvironment,
     Failure,

@@ -18,7 +18,7 @@ from typing import Any
 from mock_wire import digest
 
 from autotune.adapters.load.clients import LoadClients
-from autotune.domain.launch import Endpoint
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.level import Level
 from autotune.domain.planning import FASTEST_TPOT_S, plan_load
 from autotune.domain.prompts import RandomTokens

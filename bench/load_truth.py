@@ -21,6 +21,7 @@ class Served:
     id: str
     prompt: str
     received_s: float
+    first_due_s: float
     first_token_s: float
     last_token_s: float
     tokens: int
@@ -29,6 +30,11 @@ class Served:
     def ttft_s(self) -> float:
         """From received to first token: the engine's own share, without the network and the client."""
         return self.first_token_s - self.received_s
+
+    @property
+    def late_s(self) -> float:
+        """How late the engine itself was woken for its first token: what this machine does to any process."""
+        return self.first_token_s - self.first_due_s
 
     @property
     def tpot_s(self) -> float:
@@ -58,7 +64,8 @@ class Errors:
     """How far a tool's account is off, milliseconds.
 
     ``*_median`` and ``*_p99`` compare the tool's percentile with the true one over the same requests;
-    ``*_each_p99`` is the 99th percentile of the errors of single requests.
+    ``*_each_p99`` is the 99th percentile of the errors of single requests, ``engine_late_p99`` that of how
+    late the engine was with their first tokens by its own clock: no client on this machine sees less.
     """
 
     requests: int
@@ -69,6 +76,7 @@ class Errors:
     tpot_median: float
     tpot_p99: float
     tpot_each_p99: float
+    engine_late_p99: float
 
 
 def read_log(path: Path) -> tuple[Served, ...]:
@@ -79,6 +87,7 @@ def read_log(path: Path) -> tuple[Served, ...]:
             id=row["id"],
             prompt=row["prompt"],
             received_s=row["received_s"],
+            first_due_s=row["token_s"][0] if row["first_due_s"] is None else row["first_due_s"],
             first_token_s=row["token_s"][0],
             last_token_s=row["token_s"][-1],
             tokens=row["output_tokens"],
@@ -114,6 +123,7 @@ def errors(account: Account, served: Sequence[Served]) -> Errors:
         tpot_median=tpot[0],
         tpot_p99=tpot[1],
         tpot_each_p99=tpot[2],
+        engine_late_p99=1e3 * float(np.percentile([s.late_s for _, s in pairs], 99)),
     )
 
 

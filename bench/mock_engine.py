@@ -233,6 +233,7 @@ class Completion:
         self.streams = bool(self.asked.get("stream"))
         self.options: dict[str, Any] = self.asked.get("stream_options") or {}
         self.token_s: list[float] = []
+        self.first_due_s: float | None = None
         self.made = 0
 
     async def run(self) -> None:
@@ -268,7 +269,7 @@ class Completion:
         if self.streams:
             connection.begin_stream()
         pace = engine.pace()
-        due_s = time.monotonic() + engine.first_step_s()
+        due_s = self.first_due_s = time.monotonic() + engine.first_step_s()
         while self.made < self.wanted and not connection.writer.is_closing():
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
             if stalls and self.made:
@@ -355,6 +356,7 @@ class Completion:
             "id": self.id,
             "prompt": digest(self.asked["prompt"]),
             "received_s": self.received_s,
+            "first_due_s": self.first_due_s,
             "token_s": self.token_s,
             "prompt_tokens": len(self.prompt),
             "output_tokens": self.made,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -41,7 +40,7 @@ def list_engines(storage: Storage = wiring.DEFAULT_STORAGE, as_json: Json = Fals
     """
     statuses = wiring.engine_statuses(wiring.versions_run(wiring.open_store(storage)))
     if as_json:
-        render.print_json([asdict(status) for status in statuses])
+        render.print_json([render.engine_document(status) for status in statuses])
     else:
         render.wide_console().print(render.engines(statuses))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -344,6 +345,11 @@ def engines(statuses: Sequence[EngineStatus]) -> RenderableType:
         cells = (each.id, installed, each.version, each.device, each.evidence, each.path)
         table.add_row(*(Text(str(cell or "-")) for cell in cells))
     return table
+
+
+def engine_document(status: EngineStatus) -> dict[str, Any]:
+    """An engine's standing on this machine as plain data."""
+    return {**asdict(status), "path": status.path and str(status.path)}
 
 
 def recipe_document(written: WrittenRecipe) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from autotune.domain.config import EngineConfig
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.hardware import Device, DeviceKind
 
 
@@ -101,19 +102,6 @@ class LaunchSpec:
     ignore_eos: bool = True
     counter_roles: tuple[str, ...] = ()
     endpoint: Endpoint | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where a running engine takes requests; ``ignore_eos`` is false where it refuses that parameter.
-
-    ``token_variable`` names the environment variable that holds a bearer token; empty: none is sent.
-    """
-
-    base_url: str
-    model: str
-    ignore_eos: bool = True
-    token_variable: str = ""
 
 
 class Phase(StrEnum):

@@ -11,10 +11,10 @@ from typing import Protocol
 from autotune.domain.answers import Answer, AnswerTerms, Question
 from autotune.domain.config import EngineConfig
 from autotune.domain.counters import CounterTrace
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.events import Event
 from autotune.domain.hardware import Device, DeviceKind, Hardware
 from autotune.domain.launch import (
-    Endpoint,
     Evidence,
     Failure,
     LaunchContext,

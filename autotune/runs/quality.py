@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autotune.domain.answers import Answer, AnswerTerms, Question
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.judgement import check_known, judge, readings
-from autotune.domain.launch import Endpoint
 from autotune.domain.level import Level
 from autotune.domain.ports import OutputProbe
 from autotune.domain.progress import Cancelled

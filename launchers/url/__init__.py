@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from autotune.domain.config import EngineConfig
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.errors import InfeasibleConfigError, InputError, InputProblem
 from autotune.domain.hardware import DeviceKind
 from autotune.domain.launch import (
-    Endpoint,
     Evidence,
     Failure,
     FailureClass,

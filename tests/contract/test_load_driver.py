@@ -12,7 +12,7 @@ from load_harness import closed_plan, open_plan, three_tokens
 from scripted_server import serving
 
 from autotune.adapters.load.clients import LoadClients
-from autotune.domain.launch import Endpoint
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import LoadResult
 from autotune.domain.ports import LoadDriver

@@ -12,8 +12,8 @@ from load_harness import PROMPTS, drive, one_request, open_plan, planned, record
 from scripted_server import DONE, END, HEAD, Call, chunk, serving, token, usage
 
 from autotune.adapters.load.clients import LoadClients
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.errors import BenchError, StudyCancelledError
-from autotune.domain.launch import Endpoint
 from autotune.domain.load_plan import LoadPlan
 
 

@@ -159,7 +159,7 @@ def test_a_client_that_got_no_processor_was_the_limit(clients: LoadClients) -> N
 TUNER = """
 import os, sys, time
 from autotune.adapters.load.clients import LoadClients
-from autotune.domain.launch import Endpoint
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.load_plan import LoadPlan, PlannedRequest
 from autotune.domain.prompts import RandomTokens, Segment
 

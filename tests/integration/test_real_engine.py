@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import numpy as np
 import psutil
 import pytest
 from real_engine import launch, tiny_study
+from typer.testing import CliRunner
 
 from autotune import wiring
 from autotune.adapters.engines.environments import EngineEnvironments
+from autotune.cli.app import app
 from autotune.domain.hardware import Device, DeviceKind
 from autotune.domain.launch import LaunchContext
 from autotune.domain.level import Level
@@ -39,6 +42,14 @@ TAKEN: dict[str, dict[str, object]] = {
     "PP2": {"pipeline_parallel": 2},
     "block size 16": {"block_size": 16},
 }
+
+
+@pytest.mark.engine
+def test_an_installed_engine_is_listed_with_its_place(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(app, ["engines", "list", "--json", "--storage", f"sqlite:///{tmp_path}/s.db"])
+    vllm = {engine["id"]: engine for engine in json.loads(answer.stdout)}["vllm"]
+    assert vllm["installed"]
+    assert Path(vllm["path"]).is_file()
 
 
 @pytest.mark.engine

@@ -18,8 +18,9 @@ from power_servers import self_signed
 from autotune.adapters.engines.remote import RemoteEngine, RemoteEngineHost
 from autotune.adapters.load.clients import LoadClients
 from autotune.adapters.load.openai_requests import RequestWriter
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.errors import InputError, StudyCancelledError
-from autotune.domain.launch import Endpoint, EngineDiedError, LaunchSpec, Phase
+from autotune.domain.launch import EngineDiedError, LaunchSpec, Phase
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import LoadResult
 

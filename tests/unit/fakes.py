@@ -17,11 +17,11 @@ from synthetic_measurements import HEALTHY, NOTHING, measurement, request, stead
 from autotune.domain.answers import Answer, AnswerTerms, Question, Step
 from autotune.domain.config import EngineConfig
 from autotune.domain.counters import CounterTrace
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.errors import DevicesBusyError, InputError, InputProblem
 from autotune.domain.events import Event
 from autotune.domain.hardware import Device, DeviceKind, Hardware
 from autotune.domain.launch import (
-    Endpoint,
     EngineEnvironment,
     Evidence,
     Failure,

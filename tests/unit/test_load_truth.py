@@ -25,6 +25,7 @@ def served(truth: ModuleType, number: int, **changed: Any) -> Any:
         "id": f"cmpl-{number}",
         "prompt": f"p{number}",
         "received_s": float(number),
+        "first_due_s": number + 0.019,
         "first_token_s": number + 0.02,
         "last_token_s": number + 0.33,
         "tokens": 32,
@@ -48,6 +49,7 @@ def test_an_account_is_off_by_what_the_client_added(truth: ModuleType) -> None:
     assert found.ttft_each_p99 == pytest.approx(1.0 + 0.01 * 49)
     assert found.ttft_p99 == pytest.approx(found.ttft_each_p99)
     assert (found.tpot_median, found.tpot_p99, found.tpot_each_p99) == pytest.approx((0.5, 0.5, 0.5))
+    assert found.engine_late_p99 == pytest.approx(1.0)
 
 
 def test_errors_that_cancel_in_percentiles_show_in_single_requests(truth: ModuleType) -> None:
@@ -77,12 +79,20 @@ def test_a_ceiling_counts_only_what_the_client_is_done_with(truth: ModuleType) -
 
 def test_reads_the_log_in_order_of_arrival(truth: ModuleType, tmp_path: Path) -> None:
     log = tmp_path / "truth.jsonl"
-    row = {"id": "cmpl-b", "prompt": "p", "received_s": 2.0, "token_s": [2.5, 2.6, 2.7], "output_tokens": 3}
+    row = {
+        "id": "cmpl-b",
+        "prompt": "p",
+        "received_s": 2.0,
+        "first_due_s": None,  # a flood's tokens are never due
+        "token_s": [2.5, 2.6, 2.7],
+        "output_tokens": 3,
+    }
     earlier = row | {"id": "cmpl-a", "received_s": 1.0}
     without_tokens = row | {"id": "cmpl-c", "token_s": [], "output_tokens": 0}
     log.write_text("\n".join(json.dumps(r) for r in (row, earlier, without_tokens)))
     rows = truth.read_log(log)
     assert [s.id for s in rows] == ["cmpl-a", "cmpl-b"]
     assert rows[1].ttft_s == pytest.approx(0.5)
+    assert rows[1].late_s == 0
     assert rows[1].tpot_s == pytest.approx(0.1)
     assert truth.load_duration_s(rows) == pytest.approx(1.7)

@@ -9,10 +9,10 @@ import pytest
 from pydantic import ValidationError
 
 from autotune.domain.config import SEARCHABLE, EngineConfig
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.errors import InfeasibleConfigError, InputError
 from autotune.domain.hardware import DeviceKind
 from autotune.domain.launch import (
-    Endpoint,
     EngineEnvironment,
     Evidence,
     FailureClass,

@@ -17,8 +17,8 @@ from autotune.adapters.load.connection_pool import ConnectionPool
 from autotune.adapters.load.messages import Done, Increment
 from autotune.adapters.load.openai_requests import RequestWriter
 from autotune.adapters.load.sse_protocol import Exchange
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.errors import BenchError
-from autotune.domain.launch import Endpoint
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import ClientHealth, RequestTable
 from autotune.domain.pacing import Agenda

@@ -21,8 +21,8 @@ import numpy as np
 from autotune.adapters.load.messages import Done, Failed, Increment, Prepare, Ready, Report, Start, Stop
 from autotune.adapters.load.openai_requests import RequestWriter
 from autotune.adapters.load.process import LoadProcess
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.errors import BenchError, StudyCancelledError
-from autotune.domain.launch import Endpoint
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import ClientHealth, LoadResult, RequestTable
 from autotune.domain.pacing import share_out, shares

@@ -12,7 +12,7 @@ import pickle
 import struct
 from dataclasses import dataclass
 
-from autotune.domain.launch import Endpoint
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.load_plan import LoadPlan
 from autotune.domain.measurement import ClientHealth, RequestTable
 from autotune.domain.progress import Floats

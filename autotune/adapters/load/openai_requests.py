@@ -8,8 +8,8 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.launch import Endpoint
 from autotune.domain.load_plan import LoadPlan, PlannedRequest
 
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}

@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from autotune.domain.answers import Answer, AnswerTerms, NoAnswerError, Question, Step
+from autotune.domain.endpoint import Endpoint
 from autotune.domain.errors import StudyCancelledError
-from autotune.domain.launch import Endpoint
 from autotune.domain.progress import Cancelled
 
 TOP = 20
