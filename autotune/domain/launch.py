@@ -110,6 +110,7 @@ class Phase(StrEnum):
     PREFLIGHT = "preflight"
     STARTING = "starting"
     FIRST_REQUEST = "first request"
+    EXAMINING = "known prompts and quality"
     LOADING = "loading"
     STOPPING = "stopping"
 

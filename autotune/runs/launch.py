@@ -187,6 +187,7 @@ class _Launch:
             self._phase(Phase.FIRST_REQUEST)
             self._first_request(engine)
             self._ready_s = time.monotonic()
+            self._phase(Phase.EXAMINING)
             self._examine(engine)
             self._loading_s = time.monotonic()
             self._phase(Phase.LOADING)
