@@ -24,9 +24,11 @@ from rich.console import Console
 from rich.progress import Progress
 from search_cache import Cache
 from search_methods import DEAR, METHODS, SEEDS, SEEDS_OF_DEAR, Bench, available, play
+from search_prior import LeaveOut
 from search_replay import Replay
 from search_report import print_tables
 from search_score import intervals, lead, summary
+from search_several import shared_launches
 from search_tables import Problem, Track, energy_problems, read_models, read_tables, throughput_problems
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,6 +111,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--priors", type=Path, help="folder of tables to learn from (default: the same)")
     parser.add_argument("--methods", default=",".join(METHODS), help="which methods, with commas between")
     parser.add_argument("--track", choices=[*Track], action="append", help="only this track")
+    parser.add_argument(
+        "--leave-out",
+        type=LeaveOut,
+        choices=[*LeaveOut],
+        default=LeaveOut.MODEL,
+        help="never learn from problems of the same one; hardware: pooled problems are left out",
+    )
     parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
     unknown = set(given.methods.split(",")) - set(METHODS)
@@ -128,6 +137,24 @@ def _all_problems(folder: Path, tracks: Iterable[str]) -> list[Problem]:
     ]
 
 
+def _tell_shared(bench: Bench, console: Console) -> None:
+    """One search for several SLAs beside one for each."""
+    shared = shared_launches(bench, SEEDS_OF_DEAR)
+    if not shared:
+        return
+    found = {
+        "sets_of_slas": len(shared),
+        "launches_per_sla_together": sum(s.together for s in shared) / sum(s.slas for s in shared),
+        "launches_per_sla_apart": sum(s.apart for s in shared) / sum(s.slas for s in shared),
+    }
+    _write(OUT / "search_several.json", found)
+    console.print(
+        f"{len(shared)} sets of 2 or 3 SLAs, launches per SLA until all are within 5 %: "
+        f"{found['launches_per_sla_together']:.2f} in one search for all, "
+        f"{found['launches_per_sla_apart']:.2f} in one for each"
+    )
+
+
 def main() -> None:
     given = _arguments()
     started = time.monotonic()
@@ -137,9 +164,11 @@ def main() -> None:
     if not problems:
         raise SystemExit(f"{given.tables}: no problem with enough configurations")
     known = _all_problems(given.priors or given.tables, tracks)
+    if given.leave_out is LeaveOut.HARDWARE:
+        problems = [problem for problem in problems if not problem.pooled]
     methods = [m for m in given.methods.split(",") if available(m, console)]
     console.print(f"{len(problems)} problems; learning from {len(known)}, which takes a minute")
-    bench = Bench.prepared(problems, known, read_models(given.models))
+    bench = Bench.prepared(problems, known, read_models(given.models), given.leave_out)
     cache = Cache(OUT / "search_cache", [p for p in (given.tables, given.priors, given.models) if p])
     results = _run(bench, methods, cache, given.processes)
     for track in tracks:
@@ -161,6 +190,7 @@ def main() -> None:
         }
         _write(OUT / f"search{suffix}_intervals.json", details)
         print_tables(console, Track(track), views, details)
+    _tell_shared(bench, console)
     console.print(f"{time.monotonic() - started:.0f} s; figures in {OUT.relative_to(ROOT)}/search*.json")
 
 

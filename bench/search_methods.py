@@ -11,9 +11,9 @@ import optuna
 from numpy.typing import NDArray
 from rich.console import Console
 from search_baselines import ForestWithImprovement, Given, Sampled, find_torch
-from search_features import Shapes
+from search_forecasts import Shapes
 from search_ours import Autotune
-from search_prior import Library
+from search_prior import LeaveOut, Library, Prior
 from search_replay import Chooser, Replay, replay
 from search_tables import Problem
 
@@ -32,18 +32,22 @@ class Bench:
     """Problems with what earlier tables say of each."""
 
     problems: Sequence[Problem]
-    priors: Sequence[Floats]
+    priors: Sequence[Prior]
     transfers: Sequence[Floats]
 
     @classmethod
     def prepared(
-        cls, problems: Sequence[Problem], known: Sequence[Problem], configs: Mapping[str, Mapping[str, Any]]
+        cls,
+        problems: Sequence[Problem],
+        known: Sequence[Problem],
+        configs: Mapping[str, Mapping[str, Any]],
+        leave_out: LeaveOut = LeaveOut.MODEL,
     ) -> Self:
-        """Learn from ``known``, for each problem from other models than its own."""
+        """Learn from ``known``, for each problem from other models, or accelerators, than its own."""
         shapes = Shapes(configs)
         library: dict[tuple[str, str], Library] = {}
         for kind in {(p.track, p.family) for p in problems}:
-            library[kind] = Library(shapes, [p for p in known if (p.track, p.family) == kind])
+            library[kind] = Library(shapes, [p for p in known if (p.track, p.family) == kind], leave_out)
         of = [library[p.track, p.family] for p in problems]
         return cls(
             problems,
@@ -86,7 +90,7 @@ def _chooser(bench: Bench, method: str, place: int, seed: int) -> Chooser:
         case "transfer":
             return Given(_ranking(bench.transfers[place], own_seed))
         case "prior":
-            return Given(_ranking(bench.priors[place], own_seed))
+            return Given(_ranking(bench.priors[place].expected, own_seed))
     return Autotune(problem, bench.priors[place])
 
 

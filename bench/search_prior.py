@@ -1,17 +1,21 @@
 """What earlier tables teach of a problem: forests of other models, with the roofline and without.
 
-A problem's own model is never among what its forests learn from. Our prior is the roofline's forecast plus a
-share of what a forest predicts of its error; the static transfer, a baseline, is a forest alone.
+A problem's own model, or accelerator, is never among what its forests learn from. Our prior is the roofline's
+forecast of each candidate's curve, and a share of what a forest predicts of its error; the static transfer, a
+baseline, is a forest alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from search_features import Shapes, features, forecasts
+from search_features import features
+from search_forecasts import Forecasts, Shapes, forecasts
 from search_tables import Problem
 from sklearn.ensemble import ExtraTreesRegressor
 
@@ -19,17 +23,54 @@ Floats = NDArray[np.float64]
 
 WORST = -3.0
 """Logarithm of a share of the best, below which nothing is told apart: what misses the SLA stands there."""
-CORRECTION = 0.3
+CORRECTION = 0.5
 """The share of a forest's correction that is believed: it saw few models."""
+LEAVES = {"share": 2, "error": 10}
+"""Fewest configurations in a leaf of a forest."""
+
+
+class LeaveOut(StrEnum):
+    """What a problem shares with none of those that its prior is learned from."""
+
+    MODEL = "model"
+    HARDWARE = "hardware"
+
+    def of(self, problem: Problem) -> str:
+        """The problem's own; empty where it is of all hardware."""
+        return problem.model if self is LeaveOut.MODEL else problem.hardware
+
+
+@dataclass(frozen=True, slots=True)
+class Prior:
+    """What is expected of every candidate before a launch; logarithms.
+
+    ``errors`` are expected of the forecasts, [candidates, 2]. Without forecasts ``shares`` is all there is.
+    """
+
+    sla: float
+    forecasts: Forecasts | None
+    errors: Floats
+    shares: Floats
+
+    def values(self, errors: Floats) -> Floats:
+        """The best value of every candidate at the SLA, if forecasts are off by ``errors``."""
+        if self.forecasts is None:
+            return self.shares + errors[:, 1]
+        return self.forecasts.best_at(self.sla, errors)
+
+    @property
+    def expected(self) -> Floats:
+        """The expected value of every candidate, up to a common term."""
+        return self.values(self.errors)
 
 
 @dataclass(frozen=True, slots=True)
 class _Lesson:
-    model: str
-    plain: Floats
-    full: Floats
-    share: Floats
-    error: Floats
+    """What one problem teaches: inputs and outputs, without the roofline and, where there is one, with it."""
+
+    left_out: str
+    share: tuple[Floats, Floats]
+    error: tuple[Floats, Floats] | None
 
 
 def _log_share(problem: Problem) -> Floats:
@@ -37,64 +78,60 @@ def _log_share(problem: Problem) -> Floats:
         return np.maximum(np.log(problem.truth / problem.truth.max()), WORST)
 
 
-def _relative(forecast: Floats) -> Floats:
-    return np.maximum(forecast - forecast.max(), WORST)
-
-
 @dataclass(slots=True)
 class Library:
-    """Problems to learn from; gives a prior for any problem, learned from other models than its own."""
+    """Problems to learn from; gives a prior for any problem, learned from others than its own model."""
 
     shapes: Shapes
     known: Sequence[Problem]
+    leave_out: LeaveOut = LeaveOut.MODEL
     lessons: list[_Lesson] = field(init=False)
     _forests: dict[tuple[str, str], ExtraTreesRegressor | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.lessons = [self._lesson(problem) for problem in self.known]
 
-    def prior(self, problem: Problem) -> Floats:
-        """The expected logarithm of every candidate's share of the best."""
+    def prior(self, problem: Problem) -> Prior:
+        """What is expected of every candidate."""
         expected = forecasts(problem, self.shapes)
-        base = _relative(expected.at_sla)
-        forest = self._forest(problem.model, "error")
-        if forest is None:
-            return base
-        share = CORRECTION if expected.known else 1.0
-        return base + share * forest.predict(features(problem, expected, self.shapes))
+        errors = np.zeros((len(problem.candidates), 2))
+        if expected is None:
+            shares = np.log(np.maximum(self.transfer(problem), np.exp(WORST)))
+            return Prior(problem.sla, None, errors, shares)
+        forest = self._forest(self.leave_out.of(problem), "error")
+        if forest is not None:
+            errors = CORRECTION * forest.predict(features(problem, expected, self.shapes))
+        return Prior(problem.sla, expected, errors, np.zeros(len(errors)))
 
     def transfer(self, problem: Problem) -> Floats:
-        """The same by a forest that knows no roofline, and is all there is."""
-        forest = self._forest(problem.model, "share")
-        plain = features(problem, None, self.shapes)
-        return np.zeros(len(plain)) if forest is None else forest.predict(plain)
+        """What a forest that knows no roofline expects of every candidate, as a share of the best."""
+        forest = self._forest(self.leave_out.of(problem), "share")
+        inputs = features(problem, None, self.shapes)
+        return np.zeros(len(inputs)) if forest is None else forest.predict(inputs)
 
     def _lesson(self, problem: Problem) -> _Lesson:
+        share = features(problem, None, self.shapes), np.exp(_log_share(problem))
         expected = forecasts(problem, self.shapes)
-        share = _log_share(problem)
-        return _Lesson(
-            problem.model,
-            features(problem, None, self.shapes),
-            features(problem, expected, self.shapes),
-            np.exp(share),
-            share - _relative(expected.at_sla),
-        )
+        error = None
+        if expected is not None:
+            errors = [expected.error(k, c, problem.sla) for k, c in enumerate(problem.candidates)]
+            error = features(problem, expected, self.shapes), np.array(errors)
+        return _Lesson(self.leave_out.of(problem), share, error)
 
-    def _forest(self, without: str, target: str) -> ExtraTreesRegressor | None:
-        """The forest for a problem of the model ``without``; None where there is nothing to learn from."""
+    def _forest(self, without: str, target: Literal["share", "error"]) -> ExtraTreesRegressor | None:
+        """The forest for a problem of ``without``; None where there is nothing to learn from."""
         if (without, target) not in self._forests:
-            lessons = [lesson for lesson in self.lessons if lesson.model != without]
-            self._forests[without, target] = _fit(lessons, target) if lessons else None
+            others = [lesson for lesson in self.lessons if lesson.left_out not in {"", without}]
+            told = [lesson.share if target == "share" else lesson.error for lesson in others]
+            lessons = [each for each in told if each is not None]
+            self._forests[without, target] = _fit(lessons, LEAVES[target]) if lessons else None
         return self._forests[without, target]
 
 
-def _fit(lessons: Sequence[_Lesson], target: str) -> ExtraTreesRegressor:
-    own = target == "share"
-    inputs = np.vstack([lesson.plain if own else lesson.full for lesson in lessons])
-    outputs = np.concatenate([lesson.share if own else lesson.error for lesson in lessons])
+def _fit(lessons: Sequence[tuple[Floats, Floats]], leaf: int) -> ExtraTreesRegressor:
+    inputs = np.vstack([inputs for inputs, _ in lessons])
+    outputs = np.concatenate([outputs for _, outputs in lessons])
     # A problem of many candidates counts for more than one of few, but not in proportion.
-    weights = np.concatenate([np.full(len(lesson.share), len(lesson.share) ** -0.5) for lesson in lessons])
-    forest = ExtraTreesRegressor(
-        300, min_samples_leaf=2 if own else 10, max_features=0.4, random_state=0, n_jobs=1
-    )
+    weights = np.concatenate([np.full(len(inputs), len(inputs) ** -0.5) for inputs, _ in lessons])
+    forest = ExtraTreesRegressor(300, min_samples_leaf=leaf, max_features=0.4, random_state=0, n_jobs=1)
     return forest.fit(inputs, outputs, sample_weight=weights)

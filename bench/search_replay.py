@@ -22,9 +22,10 @@ CLOSE, CLOSEST = 0.95, 0.99
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One launch: which candidate, and what it revealed; ``interactivity`` and ``values`` by load level."""
+    """One launch: which candidate, and what it revealed by load level."""
 
     index: int
+    concurrency: Floats
     interactivity: Floats
     values: Floats
 
@@ -56,7 +57,8 @@ def launch(problem: Problem, index: int, rng: np.random.Generator) -> Seen:
     noisy = candidate.values * np.exp(THROUGHPUT_CV * rng.standard_normal(levels))
     outlying = rng.random(levels) < OUTLIER_CHANCE
     noisy = np.where(outlying, noisy * (1 - OUTLIER_SHARE), noisy)
-    return Seen(index, candidate.interactivity * np.exp(LATENCY_CV * rng.standard_normal(levels)), noisy)
+    speeds = candidate.interactivity * np.exp(LATENCY_CV * rng.standard_normal(levels))
+    return Seen(index, candidate.concurrency, speeds, noisy)
 
 
 def replay(problem: Problem, chooser: Chooser, seed: int, *, most: int | None = None) -> Replay:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.csv as arrow_csv
@@ -36,12 +36,27 @@ class Track(StrEnum):
     ENERGY = "energy"
 
 
+class Levels(Protocol):
+    """What is known of a configuration by load level: recorded, or revealed by a launch."""
+
+    @property
+    def concurrency(self) -> Floats: ...
+    @property
+    def interactivity(self) -> Floats: ...
+    @property
+    def values(self) -> Floats: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One recorded configuration; ``interactivity`` (tok/s/user) and ``values`` are by load level."""
+    """One recorded configuration.
+
+    ``concurrency``, ``interactivity`` (tok/s/user) and ``values`` are by load level.
+    """
 
     id: str
     knobs: Knobs
+    concurrency: Floats
     interactivity: Floats
     values: Floats
 
@@ -196,6 +211,7 @@ def _curve_candidates(rows: Iterable[Row], column: str) -> tuple[Candidate, ...]
             Candidate(
                 id=identity,
                 knobs={name: _knob(levels[0].get(name)) for name in _CURVE_KNOBS},
+                concurrency=np.array([row["conc"] for row in levels], dtype=float),
                 interactivity=np.array([row["interactivity_tok_s_user"] for row in levels], dtype=float),
                 values=1 / values if inverted else values,
             )
@@ -240,6 +256,7 @@ def _saturated_problems(rows: Iterable[Row]) -> list[Problem]:
                 Candidate(
                     id=str(number),
                     knobs=knobs | shape,
+                    concurrency=np.array([math.nan]),
                     interactivity=np.array([math.inf]),
                     values=np.array([1 / row["energy_per_token_joules"]]),
                 )

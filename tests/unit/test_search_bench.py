@@ -13,10 +13,13 @@ BENCH = Path(__file__).parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 
 from search_baselines import ForestWithImprovement, Given  # noqa: E402
-from search_features import Shapes, resemblance  # noqa: E402
+from search_features import resemblance  # noqa: E402
+from search_forecasts import Shapes, forecasts  # noqa: E402
+from search_methods import Bench  # noqa: E402
 from search_ours import Autotune  # noqa: E402
-from search_prior import Library  # noqa: E402
-from search_replay import replay  # noqa: E402
+from search_prior import Library, Prior  # noqa: E402
+from search_replay import Seen, replay  # noqa: E402
+from search_several import shared_launches  # noqa: E402
 from search_tables import energy_problems, read_tables, throughput_problems  # noqa: E402
 
 
@@ -72,7 +75,7 @@ def test_a_folder_without_tables_is_told(tmp_path: Path) -> None:
 def test_a_prior_never_sees_its_own_model(tmp_path: Path) -> None:
     problems = throughput_problems(read_tables(write(tmp_path, models=("one",))), pooled=False)
     library = Library(Shapes({}), problems)
-    assert np.ptp(library.prior(problems[0])) == 0
+    assert np.ptp(library.prior(problems[0]).expected) == 0
     assert np.ptp(library.transfer(problems[0])) == 0
 
 
@@ -82,7 +85,62 @@ def test_every_replay_ends_at_the_best_and_repeats_itself(tmp_path: Path) -> Non
     first = [best, *(k for k in range(14) if k != best)]
     assert replay(problem, Given(first), 0).to_1pct == 1
     assert replay(problem, Given(first[::-1]), 0).to_1pct == 14
-    flat = np.zeros(14)
+    flat = Prior(problem.sla, None, np.zeros((14, 2)), np.zeros(14))
     for make in (lambda: Autotune(problem, flat), lambda: ForestWithImprovement(problem, 0)):
         assert replay(problem, make(), 0) == replay(problem, make(), 0)
     assert resemblance(problem)[0].shape[1] == len(resemblance(problem)[1])
+
+
+def llama() -> dict[str, object]:
+    return {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def test_levels_that_are_as_forecast_show_no_error_and_faster_ones_how_much(tmp_path: Path) -> None:
+    problem = throughput_problems(read_tables(write(tmp_path, models=("one",))), pooled=True)[0]
+    known = forecasts(problem, Shapes({"one": llama()}))
+    assert known is not None
+    at = np.array([1.0, 16.0, 64.0])
+    rows = [0, 4, 6]  # of CONCURRENCIES
+    speed, value = np.exp(known.interactivity[3][rows]), np.exp(known.values[3][rows])
+    assert known.error(3, Seen(3, at, speed, value), 50.0) == pytest.approx([0, 0])
+    assert known.error(3, Seen(3, at, 1.2 * speed, 0.7 * value), 50.0) == pytest.approx(np.log([1.2, 0.7]))
+
+
+def test_a_slower_curve_is_worth_less_at_an_sla_and_falls_steeply_where_it_misses(tmp_path: Path) -> None:
+    problem = throughput_problems(read_tables(write(tmp_path, models=("one",))), pooled=True)[0]
+    known = forecasts(problem, Shapes({"one": llama()}))
+    assert known is not None
+    none = np.zeros((14, 2))
+    slower = none - [0.5, 0.0]
+    fastest = float(np.exp(known.interactivity[:, 0].max()))
+    assert (known.best_at(0.3 * fastest, slower) < known.best_at(0.3 * fastest, none)).any()
+    assert (known.best_at(1.0, none) >= known.best_at(fastest, none)).all()
+    assert (known.best_at(2 * fastest, none) < known.best_at(1.5 * fastest, none)).all()
+
+
+def test_a_search_with_forecasts_of_a_known_model_ends_at_the_best(tmp_path: Path) -> None:
+    problems = throughput_problems(read_tables(write(tmp_path, models=("one", "two"))), pooled=True)
+    library = Library(Shapes({"one": llama(), "two": llama()}), problems)
+    for problem in problems:
+        prior = library.prior(problem)
+        assert prior.forecasts is not None
+        found = replay(problem, Autotune(problem, prior), 0)
+        assert found.to_5pct <= found.to_1pct <= len(problem.candidates)
+
+
+def test_one_search_for_several_slas_launches_no_more_than_one_search_for_each(tmp_path: Path) -> None:
+    problems = throughput_problems(read_tables(write(tmp_path, models=("one",))), pooled=True)
+    bench = Bench.prepared(problems, [], {"one": llama()})
+    (shared,) = shared_launches(bench, seeds=2)
+    assert shared.slas == len(problems) > 1
+    assert 1 <= shared.together <= shared.apart

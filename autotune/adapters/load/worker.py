@@ -14,6 +14,7 @@ import os
 import pickle
 import socket
 import sys
+from pathlib import Path
 from typing import cast
 
 import uvloop
@@ -94,10 +95,18 @@ async def _serve(socket_fd: int, tuner_pid: int) -> None:
         writer.close()
 
 
+def _go_first() -> None:
+    """Ask for FIRST_IN_LINE; where that is not allowed, the lag is measured and told as ever."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, FIRST_IN_LINE)
+    # With autogroups niceness counts within a session alone, and this process is one of its own.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/autogroup").write_text(str(FIRST_IN_LINE))
+
+
 def main() -> None:
     """Serve the tuner that the command line names."""
-    with contextlib.suppress(PermissionError):  # without the right to it the lag is measured, and told
-        os.setpriority(os.PRIO_PROCESS, 0, FIRST_IN_LINE)
+    _go_first()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(int(sys.argv[1]), int(sys.argv[2])))
 

@@ -1,0 +1,64 @@
+"""Several SLAs at once: each launch is for the SLA with most to gain, and shows all of them their level."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from search_methods import Bench
+from search_ours import Autotune
+from search_replay import CLOSE, Seen, launch
+from search_tables import Problem
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """Launches until each of ``slas`` SLAs is within 5 %: in one search for all, and in one for each."""
+
+    slas: int
+    together: float
+    apart: float
+
+
+def shared_launches(bench: Bench, seeds: int) -> list[Shared]:
+    """Every set of two or more SLAs that are sought among the same candidates; means over seeds."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for place, problem in enumerate(bench.problems):
+        if bench.priors[place].forecasts is not None:
+            groups[problem.name.rpartition(":")[0]].append(place)
+    return [
+        Shared(
+            slas=len(places),
+            together=float(np.mean([_launches(bench, places, seed) for seed in range(seeds)])),
+            apart=float(
+                np.mean([sum(_launches(bench, [one], seed) for one in places) for seed in range(seeds)])
+            ),
+        )
+        for places in groups.values()
+        if len(places) > 1
+    ]
+
+
+def _launches(bench: Bench, places: Sequence[int], seed: int) -> int:
+    problems = [bench.problems[place] for place in places]
+    searches = [Autotune(bench.problems[place], bench.priors[place]) for place in places]
+    rng = np.random.default_rng((problems[0].seed, seed, 1))
+    seen: list[Seen] = []
+    while not all(any(p.truth[s.index] >= CLOSE * p.truth.max() for s in seen) for p in problems):
+        expected = [search.expected(seen) for search in searches]
+        gains = [
+            values.max() - _incumbent(problem, seen)
+            for values, problem in zip(expected, problems, strict=True)
+        ]
+        index = int(np.argmax(expected[int(np.argmax(gains))]))
+        seen.append(launch(problems[0], index, rng))
+    return len(seen)
+
+
+def _incumbent(problem: Problem, seen: Sequence[Seen]) -> float:
+    """Logarithm of the best value seen at the SLA; minus infinity before any."""
+    best = max((one.best_at(problem.sla) for one in seen), default=0.0)
+    return math.log(best) if best else -math.inf
