@@ -78,8 +78,9 @@ bench-roofline: $(INSTALLED) ## the roofline against recorded tables: TABLES=fol
 bench-boundary: $(INSTALLED) ## levels, seconds and capacity error of the load-boundary search, by simulation
 	@$(BIN)/python bench/boundary.py
 
-bench-search: $(INSTALLED) ## searches replayed on recorded tables (TABLES=folder MODELS=folder PRIORS=folder)
-	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/search.py $(TABLES) $(if $(MODELS),--models $(MODELS)) $(if $(PRIORS),--priors $(PRIORS))
+bench-search: $(INSTALLED) ## searches replayed on recorded tables: TABLES, MODELS, PRIORS=folder, LEAVE_OUT=hardware
+	@$(BIN)/autotune engines install vllm || echo "Optuna's GP borrows an engine's torch, and is left out without it"
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/search.py $(TABLES) $(if $(MODELS),--models $(MODELS)) $(if $(PRIORS),--priors $(PRIORS)) $(if $(LEAVE_OUT),--leave-out $(LEAVE_OUT))
 
 bench-search-cost: $(INSTALLED) ## how long a suggestion takes at 500 trials and 20 dimensions
 	@$(BIN)/python bench/search_cost.py

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import compileall
 import json
 import subprocess
 import sys
@@ -54,6 +55,8 @@ class Tool:
 
 def autotune(python: str) -> Tool:
     """Our driver, in a process of its own."""
+    # As pip does with the others: what is installed in place stays uncompiled where Python may not write.
+    compileall.compile_dir(ROOT / "autotune", quiet=2)
 
     def command(load: Load, site: Site) -> list[str]:
         return [

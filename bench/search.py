@@ -2,10 +2,12 @@
 
     make bench-search TABLES=../shared/replay MODELS=../shared/models
     make bench-search TABLES=new PRIORS=../shared/replay MODELS=../shared/models
+    make bench-search TABLES=../shared/replay MODELS=../shared/models LEAVE_OUT=hardware
     python bench/search.py TABLES --methods random,autotune --track throughput    # some of it
 
 Writes build/bench/search.json (output tok/s per all-in MW) and build/bench/search_energy.json (tokens per
-measured joule). Baselines are kept in build/bench/search_cache by what they depend on.
+measured joule), and build/bench/search_several.json (one search for several SLAs). Baselines are kept in
+build/bench/search_cache by what they depend on.
 """
 
 from __future__ import annotations

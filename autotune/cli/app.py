@@ -106,7 +106,7 @@ def tune(
 @app.command(epilog="Example: autotune resume quickstart")
 def resume(study_name: StudyName, storage: Storage = None, as_json: Json = False) -> None:
     """Go on with a study that was stopped; launches that were cut short are launched again."""
-    _, study = wiring.open_store(storage or wiring.DEFAULT_STORAGE).study(study_name)
+    _, study = wiring.read_store(storage or wiring.DEFAULT_STORAGE).study(study_name)
     _run(study.model_copy(update={"storage": storage}) if storage else study, as_json=as_json)
 
 
@@ -126,7 +126,7 @@ def recommend_command(  # noqa: PLR0917 - typer's options
     as_json: Json = False,
 ) -> None:
     """Recommend a configuration per SLA from what was measured; needs no engine and no accelerator."""
-    store = wiring.open_store(storage or wiring.DEFAULT_STORAGE)
+    store = wiring.read_store(storage or wiring.DEFAULT_STORAGE)
     slas = read_slas(sla) if sla else None
     form = form_of(output) if output else "json"
     demand = deploy.demand_of(peak_rate, daily_curve)
@@ -154,7 +154,7 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show the studies, one study's trials, or one trial with its log's first telling line."""
-    store = wiring.open_store(storage or wiring.DEFAULT_STORAGE)
+    store = wiring.read_store(storage or wiring.DEFAULT_STORAGE)
     if study_name is None:
         rows = store.catalog.studies()
         if as_json:

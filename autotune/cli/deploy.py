@@ -179,8 +179,8 @@ def drift_command(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines.")] = False,
 ) -> None:
     """Compare two studies of one question across engine versions: what changed, and whether to tune again."""
-    first = wiring.open_store(storage or wiring.DEFAULT_STORAGE)
-    second = wiring.open_store(storage_b) if storage_b else first
+    first = wiring.read_store(storage or wiring.DEFAULT_STORAGE)
+    second = wiring.read_store(storage_b) if storage_b else first
     found = study_drift(wiring.studied(first, before), wiring.studied(second, after))
     if as_json:
         render.print_json(drift_document(found))
@@ -235,7 +235,7 @@ def _document(recommendation: str, storage: str | None) -> RecommendationDocumen
     path = Path(recommendation)
     if path.suffix.lower() in SUFFIXES:
         return read_recommendation(path)
-    return wiring.recommended(wiring.open_store(storage or wiring.DEFAULT_STORAGE), recommendation)
+    return wiring.recommended(wiring.read_store(storage or wiring.DEFAULT_STORAGE), recommendation)
 
 
 def _duration(text: str) -> float:

@@ -38,7 +38,7 @@ def list_engines(storage: Storage = wiring.DEFAULT_STORAGE, as_json: Json = Fals
     ran: measured in a study of the storage, in this version; checked: its own parser answers; rendered:
     written from documentation alone.
     """
-    statuses = wiring.engine_statuses(wiring.versions_run(wiring.open_store(storage)))
+    statuses = wiring.engine_statuses(wiring.versions_run(wiring.read_store(storage)))
     if as_json:
         render.print_json([render.engine_document(status) for status in statuses])
     else:

@@ -66,7 +66,7 @@ def report(
 ) -> None:
     """Write a study's answers and pictures into one HTML file that works offline and prints well."""
     writer = _web("autotune.web.report")
-    text = writer.report(wiring.open_store(storage or wiring.DEFAULT_STORAGE), study_name)
+    text = writer.report(wiring.read_store(storage or wiring.DEFAULT_STORAGE), study_name)
     if not output.parent.is_dir():
         raise InputError(InputProblem(str(output), "its folder is not there", "make it, or name another"))
     output.write_text(text, encoding="utf-8")

@@ -18,6 +18,7 @@ from autotune.wiring.store import (
     Store,
     launch_record,
     open_store,
+    read_store,
     results,
     versions_run,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "open_store",
     "paper_context",
     "planner_for",
+    "read_store",
     "recommended",
     "results",
     "run_verification",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,8 @@ from autotune.domain.records import LaunchRecord, StudyRow, TrialRow, TrialState
 from autotune.domain.study import StudySpec
 
 DEFAULT_STORAGE = "sqlite:///studies.db"
+NOWHERE = "sqlite://"
+"""A database in memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,24 @@ def _parsed(spec: str) -> StudySpec:
 
 def open_store(url: str) -> Store:
     """Open a storage; artifacts and logs of a SQLite file lie beside it, of a server in this folder."""
-    catalog = SqlCatalog(url)
-    database = sa.make_url(url).database if url.startswith("sqlite") else None
-    at = Path(database) if database else Path("studies.db")
-    return Store(url, catalog, at.with_name(f"{at.stem}-artifacts").absolute())
+    at = _file_of(url) or Path("studies.db")
+    return Store(url, SqlCatalog(url), at.with_name(f"{at.stem}-artifacts").absolute())
+
+
+def read_store(url: str) -> Store:
+    """Open a storage to read it: a SQLite file that is not there holds nothing, and is not made."""
+    file = _file_of(url)
+    if file is None or file.exists():
+        return open_store(url)
+    return replace(open_store(NOWHERE), url=url)
+
+
+def _file_of(url: str) -> Path | None:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        return None  # who opens it says what is wrong with it
+    return Path(parsed.database) if parsed.get_backend_name() == "sqlite" and parsed.database else None
 
 
 class Results(NamedTuple):

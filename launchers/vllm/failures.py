@@ -54,6 +54,7 @@ RULES = FailureRules(
             r"No valid attention backend found for",  # platforms/cuda.py
             r" MoE backend .*support.* the deployment configuration",  # layers/fused_moe/oracle/
             r" does not support LoRA",  # v1/worker/lora_model_runner_mixin.py
+            r"FP8 KV cache on CPU requires ",  # fp8_kv_without_avx512.log
             r"^NotImplementedError: .* not supported",  # config/model.py, engine/arg_utils.py
         ),
         FailureClass.STALLED: (

@@ -356,6 +356,9 @@ def test_every_command_has_help_with_an_example() -> None:
         assert "Example" in CliRunner().invoke(app, [*command, "--help"]).stdout, command
 
 
-def test_show_names_the_studies_it_knows(autotune: Autotune, engine: Path) -> None:
+def test_show_names_the_studies_it_knows_and_makes_none(
+    autotune: Autotune, engine: Path, folder: Path
+) -> None:
     assert json.loads(autotune("show", "--json").stdout) == {"studies": []}
     assert "known: none yet" in autotune("show", "no-such-study", code=2).stderr
+    assert not list(folder.rglob("*.db"))

@@ -49,6 +49,10 @@ EXPECTED = {
     ),
     "awq": (FailureClass.UNSUPPORTED_QUANTIZATION, "Value error, Cannot find the config file for awq"),
     "fp8": (FailureClass.UNSUPPORTED_QUANTIZATION, "RuntimeError: _C::static_scaled_fp8_quant() "),
+    "fp8_kv_without_avx512": (
+        FailureClass.UNSUPPORTED_COMBINATION,
+        "NotImplementedError: FP8 KV cache on CPU requires x86 with AVX-512 or AMX.",
+    ),
     "unknown_quantization": (
         FailureClass.UNSUPPORTED_QUANTIZATION,
         "Value error, Unknown quantization method: nosuch.",
