@@ -23,6 +23,8 @@ SEEDS, SEEDS_OF_DEAR = 10, 3
 DEAR = frozenset({"gp", "forest_ei", "tpe"})
 MOST_LAUNCHES_OF_DEAR = 40
 """Beyond that many launches a dear method goes on at random: its time would grow without end."""
+LAUNCHES_OF_GP = 2500
+"""So many has the GP over all problems, at a quarter of a second each; then it goes on at random."""
 METHODS = ("random", "tpe", "gp", "forest_ei", "transfer", "prior", "autotune")
 """``transfer`` ranks by a forest, ``prior`` by ours before any launch; neither learns from its launches."""
 
@@ -69,6 +71,8 @@ def available(method: str, console: Console) -> bool:
 def play(bench: Bench, method: str, place: int, seed: int) -> Replay:
     """One replay of a method on a problem."""
     most = MOST_LAUNCHES_OF_DEAR if method in DEAR else None
+    if method == "gp":
+        most = min(MOST_LAUNCHES_OF_DEAR, LAUNCHES_OF_GP // len(bench.problems))
     return replay(bench.problems[place], _chooser(bench, method, place, seed), seed, most=most)
 
 
