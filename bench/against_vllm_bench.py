@@ -28,14 +28,14 @@ from rich.table import Table
 from autotune import wiring
 from autotune.adapters.files.traffic_files import load_traffic
 from autotune.adapters.load.clients import LoadClients
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.level import Level
-from autotune.domain.load_plan import LoadPlan
-from autotune.domain.planning import plan_load
-from autotune.domain.ports import RunningEngine
-from autotune.domain.prompts import RandomTokens
-from autotune.domain.study import StudySpec
-from autotune.domain.workload import Workload
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.load.level import Level
+from autotune.domain.load.load_plan import LoadPlan
+from autotune.domain.load.planning import plan_load
+from autotune.domain.load.prompts import RandomTokens
+from autotune.domain.load.workload import Workload
+from autotune.domain.studies.ports import RunningEngine
+from autotune.domain.studies.study import StudySpec
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / ".models" / "tiny-dense"

@@ -26,10 +26,12 @@ from coverage import WARMUP_S, Engine, Run, judged_s, simulate
 from rich.console import Console
 from rich.table import Table
 
-from autotune.domain.boundary import BoundarySettings, Foreknowledge, Length, Step, Stop, next_level
-from autotune.domain.capacity import Expectation
-from autotune.domain.level import Level
-from autotune.domain.measurement import (
+from autotune.domain.judging.scoring import holding, is_same_rate, score_curve, score_level
+from autotune.domain.judging.sla import Bounds, JointSla, Sla
+from autotune.domain.judging.window import Over, Stage, Warming, WindowRules, advance
+from autotune.domain.load.level import Level
+from autotune.domain.load.progress import EndedRequests, Progress
+from autotune.domain.measuring.measurement import (
     ClientHealth,
     LoadCurve,
     Measurement,
@@ -37,11 +39,9 @@ from autotune.domain.measurement import (
     RequestTable,
     WindowEnd,
 )
-from autotune.domain.power import PowerBasis, PowerTrace, Window
-from autotune.domain.progress import EndedRequests, Progress
-from autotune.domain.scoring import holding, is_same_rate, score_curve, score_level
-from autotune.domain.sla import Bounds, JointSla, Sla
-from autotune.domain.window import Over, Stage, Warming, WindowRules, advance
+from autotune.domain.measuring.power import PowerBasis, PowerTrace, Window
+from autotune.domain.search.boundary import BoundarySettings, Foreknowledge, Length, Step, Stop, next_level
+from autotune.domain.search.capacity import Expectation
 
 ROOT = Path(__file__).resolve().parents[1]
 ENGINES = TOYS | {"queue": Engine(3, 0.004, 0.0)}

@@ -1,4 +1,4 @@
-"""How often the intervals of ``autotune.domain.stats`` hold, and how often a trend is seen, by simulation.
+"""How often intervals (``domain/measuring/stats.py``) hold, and how often a trend is seen, by simulation.
 
     python bench/coverage.py            # prints the tables, writes build/bench/coverage.json; about 2 minutes
     python bench/coverage.py --runs 50  # coarser
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from autotune.domain.stats import (
+from autotune.domain.measuring.stats import (
     BLOCKS,
     Interval,
     proportion_interval,

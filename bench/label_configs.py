@@ -30,11 +30,11 @@ from urllib.parse import urlsplit
 from autotune.adapters.engines.environments import EngineEnvironments
 from autotune.adapters.engines.host import LocalEngineHost
 from autotune.adapters.files.synthetic_model import make_tiny_model
-from autotune.domain.config import EngineConfig
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import (
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.launches.launch import (
     EngineDiedError,
     EngineEnvironment,
     Failure,

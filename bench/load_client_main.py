@@ -18,11 +18,11 @@ from typing import Any
 from mock_wire import digest
 
 from autotune.adapters.load.clients import LoadClients
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.level import Level
-from autotune.domain.planning import FASTEST_TPOT_S, plan_load
-from autotune.domain.prompts import RandomTokens
-from autotune.domain.workload import Workload
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.load.level import Level
+from autotune.domain.load.planning import FASTEST_TPOT_S, plan_load
+from autotune.domain.load.prompts import RandomTokens
+from autotune.domain.load.workload import Workload
 
 VOCAB_SIZE = 32_000
 FAR_S = 3600.0

@@ -24,14 +24,14 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from autotune import wiring
-from autotune.domain.config import EngineConfig, Value
-from autotune.domain.errors import BenchError
-from autotune.domain.feasibility import Setting, why_infeasible
-from autotune.domain.measurement import Measurement
-from autotune.domain.records import LaunchRecord, Purpose
-from autotune.domain.scoring import score_curve, score_level
-from autotune.domain.space import DEFAULT
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.configs.config import EngineConfig, Value
+from autotune.domain.configs.space import DEFAULT
+from autotune.domain.judging.scoring import score_curve, score_level
+from autotune.domain.measuring.measurement import Measurement
+from autotune.domain.studies.feasibility import Setting, why_infeasible
+from autotune.domain.studies.records import LaunchRecord, Purpose
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 
 ROOT = Path(__file__).resolve().parents[1]

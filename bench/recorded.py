@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from autotune.adapters.devices.accelerators import read_accelerators
-from autotune.domain.accelerators import Accelerator
-from autotune.domain.checkpoint import Quantization
-from autotune.domain.config import EngineConfig
-from autotune.domain.model import ModelShape
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.accelerators import Accelerator
+from autotune.domain.models.checkpoint import Quantization
+from autotune.domain.models.model import ModelShape
 
 ACCELERATORS = {
     "h100": "H100 SXM",

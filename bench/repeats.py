@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from autotune import wiring
-from autotune.domain.errors import BenchError
-from autotune.domain.level import Level
-from autotune.domain.records import LaunchRecord, Purpose
-from autotune.domain.scoring import LevelScore, score_level
-from autotune.domain.stats import Interval
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.judging.scoring import LevelScore, score_level
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.stats import Interval
+from autotune.domain.studies.records import LaunchRecord, Purpose
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 
 ROOT = Path(__file__).resolve().parents[1]

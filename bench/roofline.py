@@ -18,8 +18,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from autotune.domain.forecast import Deployment, Forecast, Traffic
-from autotune.domain.roofline import EFFICIENCY, Efficiency
+from autotune.domain.search.forecast import Deployment, Forecast, Traffic
+from autotune.domain.search.roofline import EFFICIENCY, Efficiency
 from bench.recorded import Row, accelerator, inferencex_config, model_shape, read_rows, served_as
 from bench.roofline_power import fitted_power, mlenergy, power_errors, throughput_errors
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.forecast import Deployment, Forecast, Traffic
-from autotune.domain.prior import PowerModel
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.search.forecast import Deployment, Forecast, Traffic
+from autotune.domain.search.prior import PowerModel
 from bench.recorded import Row, accelerator, model_shape, read_rows, served_as
 
 MODELS = {

@@ -12,7 +12,7 @@ from recorded import accelerator
 from search_forecasts import Forecasts, Shapes, gpus, number
 from search_tables import Problem
 
-from autotune.domain.accelerators import Accelerator
+from autotune.domain.hardware.accelerators import Accelerator
 
 Floats = NDArray[np.float64]
 

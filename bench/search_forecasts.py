@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from recorded import accelerator, inferencex_config, served_as
 from search_tables import Levels, Problem, Track
 
-from autotune.domain.checkpoint import Part
-from autotune.domain.errors import AutotuneError
-from autotune.domain.forecast import Deployment, Traffic
-from autotune.domain.model import ModelShape
-from autotune.domain.weights import part_numbers
+from autotune.domain.basics.errors import AutotuneError
+from autotune.domain.models.checkpoint import Part
+from autotune.domain.models.model import ModelShape
+from autotune.domain.models.weights import part_numbers
+from autotune.domain.search.forecast import Deployment, Traffic
 
 Floats = NDArray[np.float64]
 

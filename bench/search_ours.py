@@ -11,7 +11,7 @@ from search_prior import Prior
 from search_replay import Seen
 from search_tables import Problem
 
-from autotune.domain.surrogate import Beliefs, condition, similarity
+from autotune.domain.search.surrogate import Beliefs, condition, similarity
 
 Floats = NDArray[np.float64]
 

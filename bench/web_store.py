@@ -14,12 +14,12 @@ import optuna
 from autotune import wiring
 from autotune.adapters.search.study import open_study
 from autotune.adapters.store.archive import ArtifactArchive
-from autotune.domain.config import EngineConfig
-from autotune.domain.level import Level
-from autotune.domain.measurement import ClientHealth, Measurement, RequestRecord, RequestTable
-from autotune.domain.power import DevicePower, PowerBasis, PowerTrace, Window
-from autotune.domain.records import LaunchRecord, Purpose, StudyRow, StudyStatus, TrialRow, TrialState
-from autotune.domain.study import StudySpec
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.measurement import ClientHealth, Measurement, RequestRecord, RequestTable
+from autotune.domain.measuring.power import DevicePower, PowerBasis, PowerTrace, Window
+from autotune.domain.studies.records import LaunchRecord, Purpose, StudyRow, StudyStatus, TrialRow, TrialState
+from autotune.domain.studies.study import StudySpec
 
 WINDOW = Window(5.0, 35.0)
 RATES_RPS = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0)

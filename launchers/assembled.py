@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.launch import Evidence, Failure, LaunchContext, LaunchSpec
-from autotune.domain.ports import LauncherTraits
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.launches.launch import Evidence, Failure, LaunchContext, LaunchSpec
+from autotune.domain.studies.ports import LauncherTraits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from autotune.domain.launch import FailureClass
+from autotune.domain.launches.launch import FailureClass
 from launchers.failures import FailureRules
 
 _ByClass = Mapping[FailureClass, tuple[str, ...]]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from autotune.domain.launch import FailureClass
+from autotune.domain.launches.launch import FailureClass
 
 CAUSES: Mapping[FailureClass, tuple[str, ...]] = {
     FailureClass.NODE_FAULT: (

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from autotune.domain.launch import Evidence, Failure, FailureClass, Phase
-from autotune.domain.node import APPLICATION_XIDS
+from autotune.domain.hardware.node import APPLICATION_XIDS
+from autotune.domain.launches.launch import Evidence, Failure, FailureClass, Phase
 from launchers import failure_texts as shared
 
 

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
 
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.hardware import Device
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.hardware.hardware import Device
 
 PlacedDevice = tuple[int, Device]
 """A device and the slot of the host that it is on."""

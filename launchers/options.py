@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.launch import EngineEnvironment
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.launches.launch import EngineEnvironment
 
 _SHELL = "|&;<>"
 _FLAG = re.compile(r"--?[A-Za-z]")

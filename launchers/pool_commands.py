@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autotune.domain.config import POOLS, Pool
+from autotune.domain.configs.config import POOLS, Pool
 from launchers.options import Tokens
 
 Words = Mapping[str, Any]

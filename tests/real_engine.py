@@ -9,11 +9,11 @@ from typing import Any
 
 from autotune import wiring
 from autotune.adapters.files.synthetic_model import make_tiny_model
-from autotune.domain.config import EngineConfig
-from autotune.domain.level import Level
-from autotune.domain.ports import EventSink
-from autotune.domain.records import LaunchRecord, Purpose
-from autotune.domain.study import StudySpec
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.load.level import Level
+from autotune.domain.studies.ports import EventSink
+from autotune.domain.studies.records import LaunchRecord, Purpose
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.launch import LaunchTask, run_launch
 
 WORKLOAD = {"name": "chat", "input_tokens": 64, "output_tokens": 32}

@@ -26,19 +26,24 @@ from autotune.adapters.files.study_file import SourceFile, read_slas, study_sche
 from autotune.cli import deploy, engines, models, render, render_deploy, web, workload
 from autotune.cli.progress import progress
 from autotune.cli.stopping import stop_signals
-from autotune.domain.contract import recommendation_schema
-from autotune.domain.document import VALID_DAYS, studies_document, trial_document, trials_document
-from autotune.domain.errors import AutotuneError, InputError, InputProblem, StudyCancelledError
-from autotune.domain.launch import LaunchContext
-from autotune.domain.ledger import Ledger
-from autotune.domain.node import describe
-from autotune.domain.observations import observations_document
-from autotune.domain.recommendation import Recommendation, Standing, ledger_for, recommend
-from autotune.domain.records import TrialRow, TrialState
-from autotune.domain.relaxation import unmet
-from autotune.domain.sla import Sla
-from autotune.domain.spending import spent_on
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import AutotuneError, InputError, InputProblem, StudyCancelledError
+from autotune.domain.hardware.node import describe
+from autotune.domain.judging.ledger import Ledger
+from autotune.domain.judging.sla import Sla
+from autotune.domain.launches.launch import LaunchContext
+from autotune.domain.recommending.contract import recommendation_schema
+from autotune.domain.recommending.document import (
+    VALID_DAYS,
+    studies_document,
+    trial_document,
+    trials_document,
+)
+from autotune.domain.recommending.recommendation import Recommendation, Standing, ledger_for, recommend
+from autotune.domain.recommending.relaxation import unmet
+from autotune.domain.recommending.spending import spent_on
+from autotune.domain.studies.observations import observations_document
+from autotune.domain.studies.records import TrialRow, TrialState
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.validation import AskEngine, Asking, validate_space
 
 OK, NOTHING, WRONG_INPUT, BENCH_BROKE = 0, 1, 2, 3

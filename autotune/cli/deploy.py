@@ -22,14 +22,14 @@ from autotune.adapters.files.recommendation_file import (
 from autotune.cli import render, render_deploy
 from autotune.cli.progress import progress
 from autotune.cli.stopping import stop_signals
-from autotune.domain.config import EngineConfig
-from autotune.domain.contract import RecommendationDocument, SlaAnswer
-from autotune.domain.errors import InputError, InputProblem, StudyCancelledError
-from autotune.domain.exports.forms import Form, Order, export, notes
-from autotune.domain.fleet import Demand
-from autotune.domain.quantities import parse_duration_s
-from autotune.domain.study_drift import drift_document, study_drift
-from autotune.domain.verification import Outcome, verification_document, worst
+from autotune.domain.basics.errors import InputError, InputProblem, StudyCancelledError
+from autotune.domain.basics.quantities import parse_duration_s
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.recommending.contract import RecommendationDocument, SlaAnswer
+from autotune.domain.recommending.exports.forms import Form, Order, export, notes
+from autotune.domain.recommending.fleet import Demand
+from autotune.domain.recommending.study_drift import drift_document, study_drift
+from autotune.domain.recommending.verification import Outcome, verification_document, worst
 
 PeakRate = Annotated[
     float | None, typer.Option(help="Requests per second at the day's peak: sizes a fleet for each SLA.")

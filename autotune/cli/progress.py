@@ -13,8 +13,10 @@ from rich.markup import escape
 from rich.spinner import Spinner
 from rich.text import Text
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.events import (
+from autotune.domain.basics.quantities import show_duration
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.judging.scoring import CurveScore
+from autotune.domain.studies.events import (
     Drifted,
     Event,
     Incumbent,
@@ -28,9 +30,7 @@ from autotune.domain.events import (
     Rejected,
     StudyStarted,
 )
-from autotune.domain.ports import EventSink
-from autotune.domain.quantities import show_duration
-from autotune.domain.scoring import CurveScore
+from autotune.domain.studies.ports import EventSink
 
 
 @contextmanager

@@ -13,19 +13,19 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from autotune.domain.commands import shell_commands
-from autotune.domain.config import EngineConfig
-from autotune.domain.document import Ledgers
-from autotune.domain.ledger import Basis, Ledger
-from autotune.domain.measurement import Floats, Measurement
-from autotune.domain.power import EnergyVerdict, PowerBasis, energy_in
-from autotune.domain.quality import QualityState, QualityVerdict
-from autotune.domain.quantities import show_duration
-from autotune.domain.recommendation import Recommendation, Standing, quality_of
-from autotune.domain.records import LaunchRecord, StudyRow, TrialRow, TrialState
-from autotune.domain.relaxation import Unmet
-from autotune.domain.scoring import LevelScore, SlaVerdict
-from autotune.domain.stats import Figure, Interval
+from autotune.domain.basics.quantities import show_duration
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.judging.ledger import Basis, Ledger
+from autotune.domain.judging.quality import QualityState, QualityVerdict
+from autotune.domain.judging.scoring import LevelScore, SlaVerdict
+from autotune.domain.launches.commands import shell_commands
+from autotune.domain.measuring.measurement import Floats, Measurement
+from autotune.domain.measuring.power import EnergyVerdict, PowerBasis, energy_in
+from autotune.domain.measuring.stats import Figure, Interval
+from autotune.domain.recommending.document import Ledgers
+from autotune.domain.recommending.recommendation import Recommendation, Standing, quality_of
+from autotune.domain.recommending.relaxation import Unmet
+from autotune.domain.studies.records import LaunchRecord, StudyRow, TrialRow, TrialState
 from autotune.wiring import EngineStatus, WrittenRecipe
 
 STYLES = {

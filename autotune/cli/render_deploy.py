@@ -8,11 +8,11 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.cli.render import wide_console
-from autotune.domain.contract import RecommendationDocument
-from autotune.domain.observations import Observation
-from autotune.domain.quantities import show_duration
-from autotune.domain.study_drift import StudyDrift
-from autotune.domain.verification import Outcome, Verification
+from autotune.domain.basics.quantities import show_duration
+from autotune.domain.recommending.contract import RecommendationDocument
+from autotune.domain.recommending.study_drift import StudyDrift
+from autotune.domain.recommending.verification import Outcome, Verification
+from autotune.domain.studies.observations import Observation
 
 OUTCOME_STYLES = {Outcome.HOLDS: "green", Outcome.BROKEN: "bold red", Outcome.NOT_JUDGED: "yellow"}
 

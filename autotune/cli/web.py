@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from autotune import wiring
-from autotune.domain.errors import InputError, InputProblem
+from autotune.domain.basics.errors import InputError, InputProblem
 
 TOKEN_VARIABLE = "AUTOTUNE_TOKEN"  # noqa: S105 - a variable's name
 Storage = Annotated[str | None, typer.Option(help="SQLAlchemy URL; sqlite:///studies.db if not given.")]

@@ -17,9 +17,9 @@ from autotune.adapters.files.logged_requests import FIELDS, LogFormat, ReadingTa
 from autotune.adapters.files.traffic_files import write_traffic
 from autotune.adapters.files.traffic_logs import BLOCK_TOKENS, LoggedTraffic, traffic_from
 from autotune.cli import render
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.quantities import show_duration
-from autotune.domain.traffic import Traffic
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.basics.quantities import show_duration
+from autotune.domain.load.traffic import Traffic
 
 app = typer.Typer(help="Make workloads from one's own traffic.")
 

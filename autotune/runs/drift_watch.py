@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from autotune.domain.drift import Drift, DriftAction, Reference, correction, drifts
-from autotune.domain.errors import BenchError
-from autotune.domain.events import Drifted, Notice
-from autotune.domain.ports import EventSink
-from autotune.domain.recommendation import Candidate
-from autotune.domain.records import LaunchRecord
-from autotune.domain.scoring import LevelScore, score_at, score_curve
-from autotune.domain.stats import Interval
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.judging.drift import Drift, DriftAction, Reference, correction, drifts
+from autotune.domain.judging.scoring import LevelScore, score_at, score_curve
+from autotune.domain.measuring.stats import Interval
+from autotune.domain.recommending.recommendation import Candidate
+from autotune.domain.studies.events import Drifted, Notice
+from autotune.domain.studies.ports import EventSink
+from autotune.domain.studies.records import LaunchRecord
+from autotune.domain.studies.study import StudySpec
 
 STOP_AFTER = 2
 """A study is stopped for a drift that so many references in a row show: one in ten is mere noise."""

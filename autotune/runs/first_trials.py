@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.events import Notice
-from autotune.domain.first_trials import MOST, Predictions, Ranked, next_pick, trust_of
-from autotune.domain.ports import EventSink, Prior
-from autotune.domain.prior import Prediction
-from autotune.domain.records import Purpose, TrialRow
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.search.prior import Prediction
+from autotune.domain.studies.events import Notice
+from autotune.domain.studies.first_trials import MOST, Predictions, Ranked, next_pick, trust_of
+from autotune.domain.studies.ports import EventSink, Prior
+from autotune.domain.studies.records import Purpose, TrialRow
 
 
 class FirstTrials:

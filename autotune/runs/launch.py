@@ -10,15 +10,15 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autotune.domain.answers import NoAnswerError
-from autotune.domain.boundary import NO_FOREKNOWLEDGE, Foreknowledge, Length
-from autotune.domain.commands import shell_commands
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import BenchError
-from autotune.domain.events import Notice, PhaseChanged
-from autotune.domain.hardware import Device, Hardware
-from autotune.domain.judgement import WrongOutputError
-from autotune.domain.launch import (
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device, Hardware
+from autotune.domain.hardware.node import NodeState, code_of, faults, new_faults, warnings
+from autotune.domain.judging.answers import NoAnswerError
+from autotune.domain.judging.judgement import WrongOutputError
+from autotune.domain.judging.quality import Precision, QualityVerdict, ReferenceAnswers
+from autotune.domain.launches.commands import shell_commands
+from autotune.domain.launches.launch import (
     EngineDiedError,
     EngineEnvironment,
     Failure,
@@ -27,10 +27,14 @@ from autotune.domain.launch import (
     Phase,
     Reaction,
 )
-from autotune.domain.level import Level
-from autotune.domain.measurement import LoadCurve, Measurement
-from autotune.domain.node import NodeState, code_of, faults, new_faults, warnings
-from autotune.domain.ports import (
+from autotune.domain.launches.transport import Transport, transport_of
+from autotune.domain.load.level import Level
+from autotune.domain.load.progress import Cancelled
+from autotune.domain.measuring.measurement import LoadCurve, Measurement
+from autotune.domain.measuring.power import mean_power_w
+from autotune.domain.search.boundary import NO_FOREKNOWLEDGE, Foreknowledge, Length
+from autotune.domain.studies.events import Notice, PhaseChanged
+from autotune.domain.studies.ports import (
     EngineHost,
     EventSink,
     Inventory,
@@ -42,12 +46,8 @@ from autotune.domain.ports import (
     RunningEngine,
     Settings,
 )
-from autotune.domain.power import mean_power_w
-from autotune.domain.progress import Cancelled
-from autotune.domain.quality import Precision, QualityVerdict, ReferenceAnswers
-from autotune.domain.records import LaunchRecord, Purpose
-from autotune.domain.study import StudySpec
-from autotune.domain.transport import Transport, transport_of
+from autotune.domain.studies.records import LaunchRecord, Purpose
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.levels import given_levels, measure_levels, search_levels, within
 from autotune.runs.measure import (
     TIMEOUT,

@@ -8,17 +8,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autotune.domain.boundary import NO_FOREKNOWLEDGE, Foreknowledge
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import BenchError, DevicesBusyError, InfeasibleConfigError, StudyCancelledError
-from autotune.domain.events import Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
-from autotune.domain.launch import Reaction
-from autotune.domain.level import Level
-from autotune.domain.node import NodeState
-from autotune.domain.ports import Archive, EventSink, Search, Suggestion
-from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
-from autotune.domain.scoring import CurveScore, open_levels
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import (
+    BenchError,
+    DevicesBusyError,
+    InfeasibleConfigError,
+    StudyCancelledError,
+)
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.node import NodeState
+from autotune.domain.judging.scoring import CurveScore, open_levels
+from autotune.domain.launches.launch import Reaction
+from autotune.domain.load.level import Level
+from autotune.domain.search.boundary import NO_FOREKNOWLEDGE, Foreknowledge
+from autotune.domain.studies.events import Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
+from autotune.domain.studies.ports import Archive, EventSink, Search, Suggestion
+from autotune.domain.studies.records import LaunchRecord, Purpose, TrialRow, TrialState
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.quality import NOTHING_KNOWN, QualityKnown
 from autotune.runs.trials import Trials, interrupted, no_prior, outcome_of
 

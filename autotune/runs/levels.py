@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from autotune.domain.boundary import BoundarySettings, Foreknowledge, Length, Step, Stop, next_level
-from autotune.domain.events import LevelMeasured, Notice
-from autotune.domain.level import Level
-from autotune.domain.measurement import LoadCurve, Measurement
-from autotune.domain.scoring import score_level
-from autotune.domain.sla import Sla
-from autotune.domain.study import StudySpec
+from autotune.domain.judging.scoring import score_level
+from autotune.domain.judging.sla import Sla
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.measurement import LoadCurve, Measurement
+from autotune.domain.search.boundary import BoundarySettings, Foreknowledge, Length, Step, Stop, next_level
+from autotune.domain.studies.events import LevelMeasured, Notice
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.measure import LoadBench, measure_level
 
 MOST_RETREATS = 2

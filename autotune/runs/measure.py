@@ -10,21 +10,21 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from autotune.domain.boundary import Length
-from autotune.domain.counters import CounterTrace
-from autotune.domain.errors import BenchError, StudyCancelledError
-from autotune.domain.events import LevelProgress, LevelStarted, Notice
-from autotune.domain.hardware import Device
-from autotune.domain.level import Level
-from autotune.domain.load_plan import LoadPlan
-from autotune.domain.measurement import Measurement, RequestTable
-from autotune.domain.ports import EventSink, LoadDriver, PowerMeter, PowerRecording, RunningEngine
-from autotune.domain.power import EnergyVerdict, PowerTrace, Window, energy_in
-from autotune.domain.progress import Cancelled, Progress, Steer
-from autotune.domain.prompts import shared_tokens
-from autotune.domain.study import StudySpec
-from autotune.domain.window import Over, Stage, Warming, WindowRules, advance, closed_by_force
-from autotune.domain.workload import PrefixHits
+from autotune.domain.basics.errors import BenchError, StudyCancelledError
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.judging.window import Over, Stage, Warming, WindowRules, advance, closed_by_force
+from autotune.domain.load.level import Level
+from autotune.domain.load.load_plan import LoadPlan
+from autotune.domain.load.progress import Cancelled, Progress, Steer
+from autotune.domain.load.prompts import shared_tokens
+from autotune.domain.load.workload import PrefixHits
+from autotune.domain.measuring.counters import CounterTrace
+from autotune.domain.measuring.measurement import Measurement, RequestTable
+from autotune.domain.measuring.power import EnergyVerdict, PowerTrace, Window, energy_in
+from autotune.domain.search.boundary import Length
+from autotune.domain.studies.events import LevelProgress, LevelStarted, Notice
+from autotune.domain.studies.ports import EventSink, LoadDriver, PowerMeter, PowerRecording, RunningEngine
+from autotune.domain.studies.study import StudySpec
 
 PAUSES_S = (0.0, 2.0, 8.0)
 """Waits before a level that went wrong is driven again: a busy machine may calm down, a GPU settle."""

@@ -6,14 +6,9 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from autotune.domain.answers import Answer, AnswerTerms, Question
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.judgement import check_known, judge, readings
-from autotune.domain.level import Level
-from autotune.domain.ports import OutputProbe
-from autotune.domain.progress import Cancelled
-from autotune.domain.prompts import PromptSource, Segment
-from autotune.domain.quality import (
+from autotune.domain.judging.answers import Answer, AnswerTerms, Question
+from autotune.domain.judging.judgement import check_known, judge, readings
+from autotune.domain.judging.quality import (
     Interview,
     Precision,
     QualitySpec,
@@ -21,7 +16,12 @@ from autotune.domain.quality import (
     QualityVerdict,
     ReferenceAnswers,
 )
-from autotune.domain.study import StudySpec
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.load.level import Level
+from autotune.domain.load.progress import Cancelled
+from autotune.domain.load.prompts import PromptSource, Segment
+from autotune.domain.studies.ports import OutputProbe
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.measure import Planner
 
 TEMPLATE_TOKENS = 64

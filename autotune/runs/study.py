@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autotune.domain import budget
-from autotune.domain.config import EngineConfig
-from autotune.domain.events import Notice
-from autotune.domain.feasibility import Setting, calibrated_by, probability_it_runs, why_infeasible
-from autotune.domain.finals import finalists, interleaved, operating_points, soaks
-from autotune.domain.level import Level
-from autotune.domain.ports import Archive, Catalog, EventSink, Search, Suggestion
-from autotune.domain.progress import Cancelled
-from autotune.domain.quantities import show_duration
-from autotune.domain.recommendation import Candidate
-from autotune.domain.records import LaunchRecord, Purpose, TrialState
-from autotune.domain.stopping import why_stop
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.quantities import show_duration
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.load.level import Level
+from autotune.domain.load.progress import Cancelled
+from autotune.domain.recommending.finals import finalists, interleaved, operating_points, soaks
+from autotune.domain.recommending.recommendation import Candidate
+from autotune.domain.search.stopping import why_stop
+from autotune.domain.studies import budget
+from autotune.domain.studies.events import Notice
+from autotune.domain.studies.feasibility import Setting, calibrated_by, probability_it_runs, why_infeasible
+from autotune.domain.studies.ports import Archive, Catalog, EventSink, Search, Suggestion
+from autotune.domain.studies.records import LaunchRecord, Purpose, TrialState
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.drift_watch import DriftWatch
 from autotune.runs.first_trials import NO_PRIOR, FirstTrials
 from autotune.runs.launching import Launching, LaunchOrder, LaunchParts

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from autotune.domain import budget
-from autotune.domain.boundary import Foreknowledge
-from autotune.domain.config import EngineConfig
-from autotune.domain.expectation import expected_capacity
-from autotune.domain.launch import FailureClass
-from autotune.domain.node import NodeState
-from autotune.domain.ports import Archive, Catalog, Outcome
-from autotune.domain.reach import loses_everywhere
-from autotune.domain.recommendation import Candidate, candidates_of
-from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
-from autotune.domain.scoring import CurveScore, score_curve
-from autotune.domain.study import StudySpec
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.node import NodeState
+from autotune.domain.judging.scoring import CurveScore, score_curve
+from autotune.domain.launches.launch import FailureClass
+from autotune.domain.recommending.recommendation import Candidate, candidates_of
+from autotune.domain.search.boundary import Foreknowledge
+from autotune.domain.search.expectation import expected_capacity
+from autotune.domain.search.reach import loses_everywhere
+from autotune.domain.studies import budget
+from autotune.domain.studies.ports import Archive, Catalog, Outcome
+from autotune.domain.studies.records import LaunchRecord, Purpose, TrialRow, TrialState
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.quality import QualityKnown
 
 PredictRates = Callable[[EngineConfig], Mapping[str, float]]

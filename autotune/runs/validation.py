@@ -10,12 +10,12 @@ from itertools import groupby, islice
 from math import ceil
 from typing import Any, Protocol
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.feasibility import Setting, why_infeasible
-from autotune.domain.launch import LaunchContext, LaunchSpec, ProcessSpec
-from autotune.domain.ports import Launcher
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.launches.launch import LaunchContext, LaunchSpec, ProcessSpec
+from autotune.domain.studies.feasibility import Setting, why_infeasible
+from autotune.domain.studies.ports import Launcher
+from autotune.domain.studies.study import StudySpec
 
 _PLACE = re.compile(r"\{(?P<what>host|port):[^{}]*\}")
 

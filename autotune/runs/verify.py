@@ -7,16 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.contract import SlaAnswer
-from autotune.domain.deployment import Deployment
-from autotune.domain.launch import Evidence, Failure, LaunchContext, LaunchSpec, ProcessSpec
-from autotune.domain.level import Level
-from autotune.domain.ports import EventSink, Launcher, LauncherTraits
-from autotune.domain.progress import Cancelled
-from autotune.domain.records import Purpose
-from autotune.domain.study import StudySpec
-from autotune.domain.verification import Verification, judge
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.launches.deployment import Deployment
+from autotune.domain.launches.launch import Evidence, Failure, LaunchContext, LaunchSpec, ProcessSpec
+from autotune.domain.load.level import Level
+from autotune.domain.load.progress import Cancelled
+from autotune.domain.recommending.contract import SlaAnswer
+from autotune.domain.recommending.verification import Verification, judge
+from autotune.domain.studies.ports import EventSink, Launcher, LauncherTraits
+from autotune.domain.studies.records import Purpose
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 
 SCRIPT = "serve.sh"

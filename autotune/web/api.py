@@ -11,11 +11,11 @@ from fastapi import APIRouter, Header, HTTPException, Query, Response
 from fastapi import Path as PathParam
 from pydantic import BaseModel, ConfigDict, Field
 
-from autotune.domain.document import trial_document
-from autotune.domain.picture import Point
-from autotune.domain.records import StudyRow, TrialState
-from autotune.domain.sla import Sla
-from autotune.domain.study import StudySpec
+from autotune.domain.judging.sla import Sla
+from autotune.domain.recommending.document import trial_document
+from autotune.domain.recommending.picture import Point
+from autotune.domain.studies.records import StudyRow, TrialState
+from autotune.domain.studies.study import StudySpec
 from autotune.web import charts
 from autotune.web.views import Gallery, NotThereError
 from autotune.wiring.reading import Digested

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 
 from autotune import __version__
 from autotune.adapters.devices.accelerators import read_accelerators
-from autotune.domain.errors import AutotuneError, InputError
+from autotune.domain.basics.errors import AutotuneError, InputError
 from autotune.web.api import api
 from autotune.web.metrics import CONTENT_TYPE, Metrics
 from autotune.web.pages import Pages

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.picture import Point, Region, pareto_front
-from autotune.domain.quantities import show_duration
-from autotune.domain.scoring import SlaVerdict
-from autotune.domain.stats import Figure
+from autotune.domain.basics.quantities import show_duration
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.judging.scoring import SlaVerdict
+from autotune.domain.measuring.stats import Figure
+from autotune.domain.recommending.picture import Point, Region, pareto_front
 from autotune.web import lettering
 from autotune.web.palette import GREY, PALETTE, SYMBOLS, escape
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.domain.picture import regions
+from autotune.domain.recommending.picture import regions
 from autotune.web import charts
 from autotune.web.trial_view import words_table
 from autotune.web.views import Gallery, NotThereError

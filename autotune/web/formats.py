@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.quantities import show_duration
+from autotune.domain.basics.quantities import show_duration
+from autotune.domain.configs.config import EngineConfig
 
 NONE = "-"
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from autotune.domain.records import TrialRow
+from autotune.domain.studies.records import TrialRow
 from autotune.web.charts import Chart
 from autotune.web.palette import GREY, PALETTE
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from autotune.domain.picture import Region, goldilocks
+from autotune.domain.recommending.picture import Region, goldilocks
 from autotune.web.palette import PALETTE, escape
 
 

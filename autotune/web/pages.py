@@ -14,9 +14,9 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 
 from autotune import __version__
 from autotune.adapters.store.journal import read_journal
-from autotune.domain.records import StudyStatus, TrialState
-from autotune.domain.scoring import SlaVerdict
-from autotune.domain.spending import spent_on
+from autotune.domain.judging.scoring import SlaVerdict
+from autotune.domain.recommending.spending import spent_on
+from autotune.domain.studies.records import StudyStatus, TrialState
 from autotune.web import charts, insight_charts, trial_charts
 from autotune.web.api import Limit, Number, Offset, StudyName, study_item
 from autotune.web.compare import compare_studies, compare_trials

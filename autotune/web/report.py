@@ -7,7 +7,7 @@ from importlib.resources import files
 from markupsafe import Markup
 
 from autotune.adapters.devices.accelerators import read_accelerators
-from autotune.domain.records import TrialState
+from autotune.domain.studies.records import TrialState
 from autotune.web import charts, insight_charts, trial_charts
 from autotune.web.app import PLOTLY
 from autotune.web.pages import environment

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from autotune.domain.errors import InputError, InputProblem
+from autotune.domain.basics.errors import InputError, InputProblem
 
 MOST_BODY_BYTES = 64 * 1024
 MOST_QUERY_BYTES = 4 * 1024

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.domain.sla import JointSla, Metric, Sla
+from autotune.domain.judging.sla import JointSla, Metric, Sla
 
 FACTOR = 8.0
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from autotune.domain.measurement import Floats, LoadCurve, Measurement
-from autotune.domain.queueing import in_flight
-from autotune.domain.sla import Metric, Sla
+from autotune.domain.judging.sla import Metric, Sla
+from autotune.domain.measuring.measurement import Floats, LoadCurve, Measurement
+from autotune.domain.measuring.queueing import in_flight
 from autotune.web.charts import Chart
 from autotune.web.palette import GREY, PALETTE
 

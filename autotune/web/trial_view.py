@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.digest import LevelDigest, digest
-from autotune.domain.measurement import LoadCurve
-from autotune.domain.scoring import LevelScore, score_level
-from autotune.domain.sla import Sla
-from autotune.domain.study import StudySpec
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.judging.scoring import LevelScore, score_level
+from autotune.domain.judging.sla import Sla
+from autotune.domain.measuring.digest import LevelDigest, digest
+from autotune.domain.measuring.measurement import LoadCurve
+from autotune.domain.studies.study import StudySpec
 
 
 @dataclass(frozen=True, slots=True)

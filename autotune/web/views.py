@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.domain import budget
-from autotune.domain.accelerators import AcceleratorTable
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.picture import points_of, regions
-from autotune.domain.power import PowerBasis
-from autotune.domain.quantities import show_duration
-from autotune.domain.recommendation import Recommendation, recommend
-from autotune.domain.records import StudyRow, StudyStatus, TrialRow, TrialState
-from autotune.domain.sla import Sla
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.basics.quantities import show_duration
+from autotune.domain.hardware.accelerators import AcceleratorTable
+from autotune.domain.judging.sla import Sla
+from autotune.domain.measuring.power import PowerBasis
+from autotune.domain.recommending.picture import points_of, regions
+from autotune.domain.recommending.recommendation import Recommendation, recommend
+from autotune.domain.studies import budget
+from autotune.domain.studies.records import StudyRow, StudyStatus, TrialRow, TrialState
+from autotune.domain.studies.study import StudySpec
 from autotune.web import charts
 from autotune.wiring.reading import Digested, StudyReader
 from autotune.wiring.recommendations import document_of

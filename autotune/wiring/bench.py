@@ -34,16 +34,16 @@ from autotune.adapters.power.provisioned import ProvisionedPowerMeter
 from autotune.adapters.power.rapl import RaplPowerMeter
 from autotune.adapters.power.redfish import RedfishAccess, RedfishPowerMeter
 from autotune.adapters.power.settings import settings as power_settings
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.hardware import DeviceKind, Hardware
-from autotune.domain.launch import EngineEnvironment
-from autotune.domain.level import Level
-from autotune.domain.load_plan import LoadPlan
-from autotune.domain.planning import plan_load
-from autotune.domain.ports import EngineHost, Launcher, PowerMeter
-from autotune.domain.power import PowerBasis
-from autotune.domain.study import Ipmi, Redfish, StudySpec
-from autotune.domain.traffic import Traffic
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.hardware.hardware import DeviceKind, Hardware
+from autotune.domain.launches.launch import EngineEnvironment
+from autotune.domain.load.level import Level
+from autotune.domain.load.load_plan import LoadPlan
+from autotune.domain.load.planning import plan_load
+from autotune.domain.load.traffic import Traffic
+from autotune.domain.measuring.power import PowerBasis
+from autotune.domain.studies.ports import EngineHost, Launcher, PowerMeter
+from autotune.domain.studies.study import Ipmi, Redfish, StudySpec
 from autotune.runs.launch import Bench
 from autotune.runs.measure import Planner
 from autotune.wiring.engines import environment_for, hardware_for, launcher_of

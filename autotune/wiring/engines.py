@@ -10,12 +10,12 @@ from pathlib import Path
 
 from autotune.adapters.devices.inventory import LocalInventory
 from autotune.adapters.engines.environments import EngineEnvironments
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.evidence import EvidenceLevel
-from autotune.domain.hardware import Device, DeviceKind, Hardware
-from autotune.domain.launch import EngineEnvironment, LaunchContext
-from autotune.domain.ports import Launcher
-from autotune.domain.study import EngineSpec, StudySpec
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.basics.evidence import EvidenceLevel
+from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
+from autotune.domain.launches.launch import EngineEnvironment, LaunchContext
+from autotune.domain.studies.ports import Launcher
+from autotune.domain.studies.study import EngineSpec, StudySpec
 
 
 @cache

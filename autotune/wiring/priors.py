@@ -11,17 +11,17 @@ from statistics import fmean
 from autotune.adapters.devices.accelerators import read_accelerators
 from autotune.adapters.search.aiconfigurator import SYSTEMS, AiconfiguratorPrior, estimator, knows
 from autotune.adapters.search.earlier_studies import earlier_studies
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InputError
-from autotune.domain.events import Notice
-from autotune.domain.feasibility import Setting, why_infeasible
-from autotune.domain.hardware import DeviceKind
-from autotune.domain.level import Level
-from autotune.domain.ports import EventSink, Prior
-from autotune.domain.power import PowerBasis
-from autotune.domain.roofline_prior import Promise, RooflinePrior
-from autotune.domain.study import StudySpec
-from autotune.domain.transfer import Task, TransferPrior
+from autotune.domain.basics.errors import InputError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import DeviceKind
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.power import PowerBasis
+from autotune.domain.search.roofline_prior import Promise, RooflinePrior
+from autotune.domain.search.transfer import Task, TransferPrior
+from autotune.domain.studies.events import Notice
+from autotune.domain.studies.feasibility import Setting, why_infeasible
+from autotune.domain.studies.ports import EventSink, Prior
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.first_trials import NO_PRIOR, FirstTrials
 from autotune.runs.measure import Planner
 from autotune.wiring.store import Store, launch_record

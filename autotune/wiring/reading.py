@@ -15,11 +15,11 @@ import optuna
 
 from autotune.adapters.search.importances import importances
 from autotune.adapters.store.archive import ArtifactArchive
-from autotune.domain.digest import LevelDigest
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.recommendation import Candidate, candidates_of
-from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.measuring.digest import LevelDigest
+from autotune.domain.recommending.recommendation import Candidate, candidates_of
+from autotune.domain.studies.records import LaunchRecord, Purpose, TrialRow, TrialState
+from autotune.domain.studies.study import StudySpec
 from autotune.wiring.store import Store
 
 STUDIES_KEPT = 8

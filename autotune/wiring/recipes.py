@@ -8,12 +8,12 @@ from pathlib import Path
 
 from autotune.adapters.engines.environments import EngineEnvironments
 from autotune.adapters.files.recipe_book import read_recipes
-from autotune.domain.errors import InputError
-from autotune.domain.evidence import EvidenceLevel
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import EngineEnvironment, LaunchContext, LaunchSpec
-from autotune.domain.ports import Launcher
-from autotune.domain.recipes import Recipe
+from autotune.domain.basics.errors import InputError
+from autotune.domain.basics.evidence import EvidenceLevel
+from autotune.domain.configs.recipes import Recipe
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.launches.launch import EngineEnvironment, LaunchContext, LaunchSpec
+from autotune.domain.studies.ports import Launcher
 from autotune.wiring.engines import launcher_of
 
 

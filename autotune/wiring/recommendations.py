@@ -8,20 +8,26 @@ from itertools import pairwise
 from pathlib import Path
 
 from autotune.adapters.devices.accelerators import read_accelerators
-from autotune.domain.config import EngineConfig
-from autotune.domain.contract import RecommendationDocument, SlaAnswer
-from autotune.domain.deployment import Build, Deployment, deployment_of
-from autotune.domain.document import VALID_DAYS, Surroundings, recommendation_document
-from autotune.domain.errors import InfeasibleConfigError, InputError, InputProblem
-from autotune.domain.fleet import Demand
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import EngineEnvironment
-from autotune.domain.ledger import Ledger
-from autotune.domain.recommendation import Candidate, Recommendation, Standing, ledger_for, recommend
-from autotune.domain.sla import Sla
-from autotune.domain.spending import spent_on
-from autotune.domain.study import EngineSpec, StudySpec
-from autotune.domain.study_drift import Studied
+from autotune.domain.basics.errors import InfeasibleConfigError, InputError, InputProblem
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.judging.ledger import Ledger
+from autotune.domain.judging.sla import Sla
+from autotune.domain.launches.deployment import Build, Deployment, deployment_of
+from autotune.domain.launches.launch import EngineEnvironment
+from autotune.domain.recommending.contract import RecommendationDocument, SlaAnswer
+from autotune.domain.recommending.document import VALID_DAYS, Surroundings, recommendation_document
+from autotune.domain.recommending.fleet import Demand
+from autotune.domain.recommending.recommendation import (
+    Candidate,
+    Recommendation,
+    Standing,
+    ledger_for,
+    recommend,
+)
+from autotune.domain.recommending.spending import spent_on
+from autotune.domain.recommending.study_drift import Studied
+from autotune.domain.studies.study import EngineSpec, StudySpec
 from autotune.wiring.engines import launcher_of
 from autotune.wiring.store import Results, Store, results
 

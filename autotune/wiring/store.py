@@ -14,10 +14,10 @@ from optuna.artifacts._protocol import ArtifactStore
 
 from autotune.adapters.store.archive import ArtifactArchive
 from autotune.adapters.store.catalog import SqlCatalog
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.recommendation import Candidate, candidates_of
-from autotune.domain.records import LaunchRecord, StudyRow, TrialRow, TrialState
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.recommending.recommendation import Candidate, candidates_of
+from autotune.domain.studies.records import LaunchRecord, StudyRow, TrialRow, TrialState
+from autotune.domain.studies.study import StudySpec
 
 DEFAULT_STORAGE = "sqlite:///studies.db"
 NOWHERE = "sqlite://"

@@ -21,16 +21,16 @@ from autotune.adapters.files.traffic_files import resolved_paths
 from autotune.adapters.search.study import OptunaSearch, open_study, sampler_of
 from autotune.adapters.store.archive import ArtifactArchive
 from autotune.adapters.store.journal import journal
-from autotune.domain.config import MODEL_WORDS, EngineConfig
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.events import Notice, StudyStarted
-from autotune.domain.feasibility import KnownModel, Setting
-from autotune.domain.hardware import Hardware
-from autotune.domain.ports import EventSink
-from autotune.domain.progress import Cancelled
-from autotune.domain.records import LaunchRecord, StudyRow, StudyStatus, TrialState
-from autotune.domain.space import DEFAULT
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.configs.config import MODEL_WORDS, EngineConfig
+from autotune.domain.configs.space import DEFAULT
+from autotune.domain.hardware.hardware import Hardware
+from autotune.domain.load.progress import Cancelled
+from autotune.domain.studies.events import Notice, StudyStarted
+from autotune.domain.studies.feasibility import KnownModel, Setting
+from autotune.domain.studies.ports import EventSink
+from autotune.domain.studies.records import LaunchRecord, StudyRow, StudyStatus, TrialState
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 from autotune.runs.launching import LaunchOrder
 from autotune.runs.study import StudyParts, StudyRun

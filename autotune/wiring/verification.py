@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.contract import RecommendationDocument, SlaAnswer
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.evidence import EvidenceLevel
-from autotune.domain.exports.forms import notes
-from autotune.domain.exports.shell import shell_script
-from autotune.domain.ports import EventSink
-from autotune.domain.progress import Cancelled
-from autotune.domain.quality import QualitySpec
-from autotune.domain.space import SearchSpace
-from autotune.domain.study import Budget, EngineSpec, PowerSpec, StudySpec
-from autotune.domain.verification import Verification, not_judged, requests_wanted
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.basics.evidence import EvidenceLevel
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.configs.space import SearchSpace
+from autotune.domain.judging.quality import QualitySpec
+from autotune.domain.load.progress import Cancelled
+from autotune.domain.recommending.contract import RecommendationDocument, SlaAnswer
+from autotune.domain.recommending.exports.forms import notes
+from autotune.domain.recommending.exports.shell import shell_script
+from autotune.domain.recommending.verification import Verification, not_judged, requests_wanted
+from autotune.domain.studies.ports import EventSink
+from autotune.domain.studies.study import Budget, EngineSpec, PowerSpec, StudySpec
 from autotune.runs.launch import Bench
 from autotune.runs.verify import ExportedLauncher, VerifyTask, verify
 from autotune.wiring.bench import benches_for

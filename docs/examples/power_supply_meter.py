@@ -10,9 +10,9 @@ from pathlib import Path
 
 from autotune.adapters.power.reading import Reading, Recording, device_power
 from autotune.adapters.power.sampling import Sampling
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device
-from autotune.domain.power import PowerBasis, PowerScope, PowerTrace
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.measuring.power import PowerBasis, PowerScope, PowerTrace
 
 PERIOD_S = 0.5
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from schema_tables import sections
 
-from autotune.domain.contract import recommendation_schema
+from autotune.domain.recommending.contract import recommendation_schema
 
 
 def markdown() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from schema_tables import value_of
 
-from autotune.domain.config import POOLS, EngineConfig, Pool
+from autotune.domain.configs.config import POOLS, EngineConfig, Pool
 from autotune.wiring import launchers
 
 _NO_WORDS = {"engine", "extra_args", *POOLS}

@@ -12,7 +12,7 @@ from ai-dynamo 1.6.1 (``dynamo/frontend/frontend_args.py``, ``dynamo/common/conf
 
 from __future__ import annotations
 
-from autotune.domain.ports import Launcher
+from autotune.domain.studies.ports import Launcher
 from launchers.assembled import AssembledLauncher
 from launchers.dynamo.command import parse_command
 from launchers.dynamo.failures import classify_failure

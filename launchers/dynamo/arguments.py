@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from autotune.domain.errors import InfeasibleConfigError
+from autotune.domain.basics.errors import InfeasibleConfigError
 from launchers.dynamo.flags import (
     FRONTEND_FLAGS,
     FRONTEND_TABLE,

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from autotune.domain.config import POOLS, EngineConfig
+from autotune.domain.configs.config import POOLS, EngineConfig
 from launchers.dynamo.flags import (
     EVENTS,
     FRONTEND,

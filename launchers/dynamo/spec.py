@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from autotune.domain.config import EngineConfig, Pool
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.launch import LaunchContext, LaunchSpec, ProcessSpec
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig, Pool
+from autotune.domain.launches.launch import LaunchContext, LaunchSpec, ProcessSpec
 from launchers.dynamo.arguments import Arguments, divided
 from launchers.dynamo.flags import DISCOVERY, FRONTEND
 from launchers.dynamo.traits import TRAITS

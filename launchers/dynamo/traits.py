@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from autotune.domain.config import POOLS, Pool
-from autotune.domain.hardware import DeviceKind
-from autotune.domain.ports import LauncherTraits
+from autotune.domain.configs.config import POOLS, Pool
+from autotune.domain.hardware.hardware import DeviceKind
+from autotune.domain.studies.ports import LauncherTraits
 from launchers.options import HOST_WORDS
 from launchers.sglang.traits import TRAITS as SGLANG
 from launchers.trtllm.traits import OF_OPTIONS

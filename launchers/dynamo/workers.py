@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from itertools import groupby, islice
 from typing import Any
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.hardware import Device
-from autotune.domain.launch import LaunchContext, ProcessSpec
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.launches.launch import LaunchContext, ProcessSpec
 from launchers.dynamo.flags import (
     ENGINE_ARGS,
     EVENTS,

@@ -8,7 +8,7 @@ Nothing of it was run here. Names come from the documentation of NIM for LLMs, 2
 
 from __future__ import annotations
 
-from autotune.domain.ports import Launcher
+from autotune.domain.studies.ports import Launcher
 from launchers.assembled import AssembledLauncher
 from launchers.nim.command import parse_command
 from launchers.nim.failures import classify_failure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Any
 
-from autotune.domain.config import EngineConfig
+from autotune.domain.configs.config import EngineConfig
 from launchers.nim.flags import ENV, OF_DOCKER, PROFILE_VARIABLE, TABLE
 from launchers.options import Option, split_command
 

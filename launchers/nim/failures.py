@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.domain.launch import Evidence, Failure, FailureClass
+from autotune.domain.launches.launch import Evidence, Failure, FailureClass
 from launchers.combined_failures import combined
 from launchers.failures import FailureRules, classify
 from launchers.sglang.failures import RULES as SGLANG

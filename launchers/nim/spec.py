@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.hardware import Device
-from autotune.domain.launch import Container, LaunchContext, LaunchSpec, ProcessSpec
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.launches.launch import Container, LaunchContext, LaunchSpec, ProcessSpec
 from launchers.nim.flags import NAME_VARIABLE, PORT, PROFILE_VARIABLE, SECRETS, TABLE
 from launchers.nim.traits import TRAITS
 from launchers.options import Tokens, refuse_words

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from autotune.domain.hardware import DeviceKind
-from autotune.domain.ports import LauncherTraits
+from autotune.domain.hardware.hardware import DeviceKind
+from autotune.domain.studies.ports import LauncherTraits
 from launchers.nim.flags import TABLE
 from launchers.options import HOST_WORDS
 from launchers.vllm.traits import COUNTERS

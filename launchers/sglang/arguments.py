@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
 from launchers.options import Tokens
 from launchers.sglang.flags import (
     ALGORITHM,

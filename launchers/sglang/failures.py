@@ -6,7 +6,7 @@ included: exit code 137 (-9) is its own doing, and says nothing of memory.
 
 from __future__ import annotations
 
-from autotune.domain.launch import Evidence, Failure, FailureClass
+from autotune.domain.launches.launch import Evidence, Failure, FailureClass
 from launchers.failures import FailureRules, classify
 
 # Texts of SGLang 0.5.23; behind each, the source file under sglang/srt that writes it.

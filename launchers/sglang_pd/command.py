@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from autotune.domain.config import POOLS, EngineConfig
+from autotune.domain.configs.config import POOLS, EngineConfig
 from launchers.options import split_command
 from launchers.pool_commands import Words, commands, joined
 from launchers.sglang import command as one_server

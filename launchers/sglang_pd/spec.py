@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from autotune.domain.config import EngineConfig, Pool
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.launch import LaunchContext, LaunchSpec, ProcessSpec
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig, Pool
+from autotune.domain.launches.launch import LaunchContext, LaunchSpec, ProcessSpec
 from launchers.nodes import PlacedDevice, placed
 from launchers.options import Tokens, refuse_words
 from launchers.sglang.spec import served_model, server

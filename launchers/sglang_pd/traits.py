@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from autotune.domain.config import POOLS, Pool
+from autotune.domain.configs.config import POOLS, Pool
 from launchers.sglang.traits import TRAITS as SGLANG
 
 TRAITS = replace(

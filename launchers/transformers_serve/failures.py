@@ -6,7 +6,7 @@ fit ends the generation loop, while the process lives on and answers every reque
 
 from __future__ import annotations
 
-from autotune.domain.launch import Evidence, Failure, FailureClass
+from autotune.domain.launches.launch import Evidence, Failure, FailureClass
 from launchers.failures import FailureRules, classify
 
 # Texts of transformers 5.23.0; behind each, the source file that writes it, or the log of the tests.

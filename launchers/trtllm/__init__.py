@@ -8,7 +8,7 @@ Nothing of it was run here. Names come from these files of NVIDIA/TensorRT-LLM a
 
 from __future__ import annotations
 
-from autotune.domain.ports import Launcher
+from autotune.domain.studies.ports import Launcher
 from launchers.assembled import AssembledLauncher
 from launchers.trtllm.command import parse_command
 from launchers.trtllm.failures import classify_failure

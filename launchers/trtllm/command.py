@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from autotune.domain.config import EngineConfig
+from autotune.domain.configs.config import EngineConfig
 from launchers.options import Option, split_command
 from launchers.trtllm.keys import (
     ATTENTION_DP,

@@ -6,7 +6,7 @@ stands in what that rank logged.
 
 from __future__ import annotations
 
-from autotune.domain.launch import Evidence, Failure, FailureClass
+from autotune.domain.launches.launch import Evidence, Failure, FailureClass
 from launchers.failures import FailureRules, classify
 
 # Behind each text, the file below tensorrt_llm/ (main of 2026) that writes it, or the issue that shows it.

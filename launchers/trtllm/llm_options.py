@@ -8,8 +8,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
 from launchers.trtllm.keys import (
     ALL2ALL,
     ALL2ALL_VARIABLE,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.hardware import Device
-from autotune.domain.launch import LaunchContext, LaunchSpec, ProcessSpec
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.launches.launch import LaunchContext, LaunchSpec, ProcessSpec
 from launchers.options import Tokens, refuse_words
 from launchers.trtllm.keys import (
     BACKEND,

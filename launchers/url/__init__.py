@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.errors import InfeasibleConfigError, InputError, InputProblem
-from autotune.domain.hardware import DeviceKind
-from autotune.domain.launch import (
+from autotune.domain.basics.errors import InfeasibleConfigError, InputError, InputProblem
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import DeviceKind
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.launches.launch import (
     Evidence,
     Failure,
     FailureClass,
@@ -21,7 +21,7 @@ from autotune.domain.launch import (
     LaunchSpec,
     Phase,
 )
-from autotune.domain.ports import Launcher, LauncherTraits
+from autotune.domain.studies.ports import Launcher, LauncherTraits
 from launchers.vllm.traits import COUNTERS
 
 SERVED_MODEL = "--model"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autotune.domain.ports import Launcher
+from autotune.domain.studies.ports import Launcher
 from launchers.assembled import AssembledLauncher
 from launchers.vllm.command import parse_command
 from launchers.vllm.failures import classify_failure

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.hardware import DeviceKind
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import DeviceKind
 from launchers.options import Option, Tokens
 from launchers.vllm.flags import COMPILATION, TABLE
 

@@ -6,7 +6,7 @@ is 1 for nearly all of them and 0 for an engine that died serving: the cause is 
 
 from __future__ import annotations
 
-from autotune.domain.launch import Evidence, Failure, FailureClass
+from autotune.domain.launches.launch import Evidence, Failure, FailureClass
 from launchers.failures import FailureRules, classify
 
 # Texts of vLLM 0.32.0; behind each, the source file that writes it, or the log of the tests that shows it.

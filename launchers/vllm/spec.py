@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import EngineEnvironment, LaunchContext, LaunchSpec, ProcessSpec
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.launches.launch import EngineEnvironment, LaunchContext, LaunchSpec, ProcessSpec
 from launchers.options import Tokens, refuse_words
 from launchers.vllm.compilation import compilation_keys, merged, refuse_graphs
 from launchers.vllm.flags import (

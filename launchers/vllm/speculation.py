@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
 from launchers.options import Tokens
 from launchers.vllm.flags import SPECULATIVE
 

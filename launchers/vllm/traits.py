@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from autotune.domain.hardware import DeviceKind
-from autotune.domain.ports import LauncherTraits
+from autotune.domain.hardware.hardware import DeviceKind
+from autotune.domain.studies.ports import LauncherTraits
 from launchers.options import HOST_WORDS, MODEL_WORD
 from launchers.vllm.compilation import COMPILATION_WORDS
 from launchers.vllm.flags import TABLE, TOOL_PARSER_WORD

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
-from autotune.domain.config import EngineConfig
+from autotune.domain.configs.config import EngineConfig
 from launchers.options import Tokens
 from launchers.pool_commands import Words, commands, joined
 from launchers.vllm import command as one_server

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from autotune.domain.errors import InfeasibleConfigError
+from autotune.domain.basics.errors import InfeasibleConfigError
 from launchers.options import Tokens
 from launchers.vllm.flags import KV_TRANSFER
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, replace
 
-from autotune.domain.config import EngineConfig, Pool
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.launch import LaunchContext, LaunchSpec, ProcessSpec
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig, Pool
+from autotune.domain.launches.launch import LaunchContext, LaunchSpec, ProcessSpec
 from launchers.nodes import placed, take
 from launchers.options import Tokens, refuse_words
 from launchers.vllm.flags import KV_TRANSFER, TABLE

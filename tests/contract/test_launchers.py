@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 
 from autotune.adapters.engines.host import LocalEngineHost
 from autotune.adapters.engines.places import places_for
-from autotune.domain.commands import shell_commands
-from autotune.domain.config import SEARCHABLE, EngineConfig, Value
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import (
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import SEARCHABLE, EngineConfig, Value
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.launches.commands import shell_commands
+from autotune.domain.launches.launch import (
     REACTIONS,
     Container,
     EngineEnvironment,
@@ -35,7 +35,7 @@ from autotune.domain.launch import (
     ProcessSpec,
     Reaction,
 )
-from autotune.domain.ports import Launcher
+from autotune.domain.studies.ports import Launcher
 from autotune.wiring import launchers
 from launchers.options import HOST_WORDS, MODEL_WORD
 

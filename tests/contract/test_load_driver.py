@@ -12,11 +12,11 @@ from load_harness import closed_plan, open_plan, three_tokens
 from scripted_server import serving
 
 from autotune.adapters.load.clients import LoadClients
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.load_plan import LoadPlan
-from autotune.domain.measurement import LoadResult
-from autotune.domain.ports import LoadDriver
-from autotune.domain.progress import Progress, Steer, Steering, to_the_end
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.load.load_plan import LoadPlan
+from autotune.domain.load.progress import Progress, Steer, Steering, to_the_end
+from autotune.domain.measuring.measurement import LoadResult
+from autotune.domain.studies.ports import LoadDriver
 
 
 class Bench:

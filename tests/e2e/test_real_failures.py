@@ -19,11 +19,11 @@ from real_engine import MEASUREMENT, launch, tiny_study
 
 from autotune.adapters.engines import places as launch_places
 from autotune.adapters.engines import warden
-from autotune.domain.errors import BenchError
-from autotune.domain.events import Event, LevelProgress
-from autotune.domain.launch import FailureClass, Phase
-from autotune.domain.level import Level
-from autotune.domain.ports import EventSink
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.launches.launch import FailureClass, Phase
+from autotune.domain.load.level import Level
+from autotune.domain.studies.events import Event, LevelProgress
+from autotune.domain.studies.ports import EventSink
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine]
 

@@ -18,10 +18,10 @@ from real_engine import tiny_study
 from autotune import wiring
 from autotune.adapters.engines.counters import read_counters
 from autotune.adapters.engines.host import LocalEngineHost
-from autotune.domain.config import EngineConfig
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import LaunchContext, LaunchSpec
-from autotune.domain.transport import transport_of
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.launches.launch import LaunchContext, LaunchSpec
+from autotune.domain.launches.transport import transport_of
 from launchers.vllm_pd import LAUNCHER
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.engine, pytest.mark.timeout(900)]

@@ -12,9 +12,9 @@ import pytest
 from real_engine import tiny_study
 
 from autotune import wiring
-from autotune.domain.quality import Measure, QualityState, QualityVerdict, ReferenceAnswers, Setting
-from autotune.domain.records import LaunchRecord, Purpose
-from autotune.domain.study import StudySpec
+from autotune.domain.judging.quality import Measure, QualityState, QualityVerdict, ReferenceAnswers, Setting
+from autotune.domain.studies.records import LaunchRecord, Purpose
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.launch import LaunchTask, run_launch
 from autotune.runs.quality import QualityKnown
 

@@ -19,7 +19,7 @@ import pytest
 from real_engine import tiny_study
 
 from autotune import wiring
-from autotune.domain.study import EngineSpec
+from autotune.domain.studies.study import EngineSpec
 
 pytestmark = [pytest.mark.e2e, pytest.mark.engine, pytest.mark.timeout(900)]
 

@@ -15,11 +15,11 @@ import pytest
 from autotune import wiring
 from autotune.adapters.engines.host import LocalEngineHost
 from autotune.adapters.files.synthetic_model import make_tiny_model
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InputError
-from autotune.domain.hardware import Device
-from autotune.domain.launch import EngineEnvironment
-from autotune.domain.study import EngineSpec
+from autotune.domain.basics.errors import InputError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.launches.launch import EngineEnvironment
+from autotune.domain.studies.study import EngineSpec
 from launchers.transformers_serve import LAUNCHER
 
 pytestmark = [pytest.mark.e2e, pytest.mark.long, pytest.mark.timeout(1500)]

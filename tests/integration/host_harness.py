@@ -21,7 +21,7 @@ from fake_environment import MOCK_ENGINE
 
 from autotune.adapters.engines import warden
 from autotune.adapters.engines.host import LocalEngineHost
-from autotune.domain.launch import LaunchSpec, ProcessSpec
+from autotune.domain.launches.launch import LaunchSpec, ProcessSpec
 
 DEADLINE_S = 30.0
 COUNTERS = {"generated_tokens": "vllm:generation_tokens_total", "absent": "vllm:no_such_thing"}

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from scripted_server import DONE, END, HEAD, Call, Script, Server, chunk, token, usage
 
 from autotune.adapters.load.clients import LoadClients
-from autotune.domain.load_plan import Api, LoadPlan, PlannedRequest
-from autotune.domain.measurement import LoadResult, RequestRecord
-from autotune.domain.progress import Steering, to_the_end
-from autotune.domain.prompts import RandomTokens, Segment
+from autotune.domain.load.load_plan import Api, LoadPlan, PlannedRequest
+from autotune.domain.load.progress import Steering, to_the_end
+from autotune.domain.load.prompts import RandomTokens, Segment
+from autotune.domain.measuring.measurement import LoadResult, RequestRecord
 
 PROMPTS = RandomTokens(vocab_size=5000, seed=1)
 

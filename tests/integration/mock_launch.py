@@ -17,17 +17,17 @@ from autotune.adapters.engines.host import LocalEngineHost
 from autotune.adapters.load.output_probe import HttpOutputProbe
 from autotune.adapters.power import settings as power_settings
 from autotune.adapters.power.estimated import EstimatedPowerMeter
-from autotune.domain.config import EngineConfig
-from autotune.domain.events import Event, LevelProgress
-from autotune.domain.hardware import DeviceKind, Hardware
-from autotune.domain.launch import EngineEnvironment
-from autotune.domain.level import Level
-from autotune.domain.load_plan import LoadPlan
-from autotune.domain.planning import plan_load
-from autotune.domain.ports import LoadDriver, PowerMeter
-from autotune.domain.prompts import RandomTokens
-from autotune.domain.records import LaunchRecord, Purpose
-from autotune.domain.study import StudySpec
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import DeviceKind, Hardware
+from autotune.domain.launches.launch import EngineEnvironment
+from autotune.domain.load.level import Level
+from autotune.domain.load.load_plan import LoadPlan
+from autotune.domain.load.planning import plan_load
+from autotune.domain.load.prompts import RandomTokens
+from autotune.domain.studies.events import Event, LevelProgress
+from autotune.domain.studies.ports import LoadDriver, PowerMeter
+from autotune.domain.studies.records import LaunchRecord, Purpose
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 from launchers.vllm import LAUNCHER
 

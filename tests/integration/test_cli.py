@@ -20,7 +20,7 @@ from small_study import Autotune, make_folder, own_env, runner
 from typer.testing import CliRunner
 
 from autotune.cli.app import app
-from autotune.domain.errors import InputError
+from autotune.domain.basics.errors import InputError
 
 
 @pytest.fixture

@@ -36,10 +36,16 @@ from autotune.adapters.engines.containers import (
     probe_command,
     pull_command,
 )
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import Container, EngineEnvironment, LaunchContext, LaunchSpec, ProcessSpec
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.launches.launch import (
+    Container,
+    EngineEnvironment,
+    LaunchContext,
+    LaunchSpec,
+    ProcessSpec,
+)
 
 GPUS = tuple(Device(DeviceKind.CUDA, i, "NVIDIA H200", f"GPU-{i}a", 1 << 37) for i in range(8))
 ME = User(1000, 100)

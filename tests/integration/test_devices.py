@@ -14,14 +14,14 @@ import pynvml
 import pytest
 
 from autotune.adapters.devices.inventory import Drivers, LocalInventory
-from autotune.domain.errors import BenchError, DevicesBusyError
-from autotune.domain.hardware import Device, DeviceKind, Hardware
+from autotune.domain.basics.errors import BenchError, DevicesBusyError
+from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
 
 HOLDER = """
 import sys
 from pathlib import Path
 from autotune.adapters.devices.inventory import LocalInventory
-from autotune.domain.hardware import DeviceKind
+from autotune.domain.hardware.hardware import DeviceKind
 inventory = LocalInventory(Path(sys.argv[1]), kind=DeviceKind.CPU)
 with inventory.lease(inventory.devices(), 1, "study other") as (core,):
     print(core.uid, flush=True)

@@ -17,10 +17,10 @@ from autotune.adapters.engines import environments as engine_env
 from autotune.adapters.engines import install as engine_install
 from autotune.adapters.engines.environments import COMPLETE, EngineEnvironments
 from autotune.adapters.engines.install import CommandResult, Installer, run_command
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InputError
-from autotune.domain.hardware import DeviceKind
-from autotune.domain.launch import (
+from autotune.domain.basics.errors import InputError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import DeviceKind
+from autotune.domain.launches.launch import (
     Container,
     EngineEnvironment,
     Evidence,
@@ -28,7 +28,7 @@ from autotune.domain.launch import (
     LaunchContext,
     LaunchSpec,
 )
-from autotune.domain.ports import LauncherTraits
+from autotune.domain.studies.ports import LauncherTraits
 
 ANSWER = {"version": "1.2.3", "device": "cuda", "flags": {"--dtype": ["auto", "half"], "--port": []}}
 

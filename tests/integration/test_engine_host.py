@@ -29,9 +29,9 @@ from host_harness import (
 
 from autotune.adapters.engines import warden
 from autotune.adapters.engines.process import reap_orphans
-from autotune.domain.errors import BenchError, StudyCancelledError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import EngineDiedError, Phase
+from autotune.domain.basics.errors import BenchError, StudyCancelledError
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.launches.launch import EngineDiedError, Phase
 
 
 def test_serves_and_leaves_nothing(tmp_path: Path) -> None:

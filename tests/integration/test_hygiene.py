@@ -22,8 +22,8 @@ from host_harness import (
 
 from autotune.adapters.engines.host import LocalEngineHost
 from autotune.adapters.engines.hygiene import GPU_TOLERANCE_BYTES, Hygiene, IpcObject, Left, Snapshot
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device, DeviceKind
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device, DeviceKind
 
 SHM = Path("/dev/shm")
 GPU = Device(DeviceKind.CUDA, 0, "NVIDIA H200", "GPU-0", 1 << 37)

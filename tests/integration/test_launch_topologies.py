@@ -28,8 +28,8 @@ from host_harness import host as plain_host
 from autotune.adapters.engines import warden
 from autotune.adapters.engines.host import LocalEngineHost
 from autotune.adapters.engines.process import reap_orphans
-from autotune.domain.errors import BenchError
-from autotune.domain.launch import EngineDiedError, LaunchSpec, Phase, ProcessSpec
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.launches.launch import EngineDiedError, LaunchSpec, Phase, ProcessSpec
 
 COUNTERS = {
     "prompt_tokens_total": "vllm:prompt_tokens_total",

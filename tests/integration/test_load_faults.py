@@ -12,9 +12,9 @@ from load_harness import PROMPTS, drive, one_request, open_plan, planned, record
 from scripted_server import DONE, END, HEAD, Call, chunk, serving, token, usage
 
 from autotune.adapters.load.clients import LoadClients
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.errors import BenchError, StudyCancelledError
-from autotune.domain.load_plan import LoadPlan
+from autotune.domain.basics.errors import BenchError, StudyCancelledError
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.load.load_plan import LoadPlan
 
 
 @pytest.mark.parametrize("status", [400, 429, 503])

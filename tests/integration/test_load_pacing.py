@@ -21,8 +21,8 @@ from load_harness import (
 from scripted_server import DONE, END, HEAD, Call, chunk, serving, token, usage
 
 from autotune.adapters.load.clients import LoadClients
-from autotune.domain.load_plan import LoadPlan
-from autotune.domain.progress import Progress, Steer
+from autotune.domain.load.load_plan import LoadPlan
+from autotune.domain.load.progress import Progress, Steer
 
 
 def test_open_loop_keeps_due_times_when_the_server_is_slow_and_latency_counts_from_due(

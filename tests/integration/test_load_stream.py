@@ -10,7 +10,7 @@ from load_harness import answer_of, drive, one_request, open_plan, records, thre
 from scripted_server import DONE, END, HEAD, Call, chunk, event, serving, token, usage
 
 from autotune.adapters.load.clients import LoadClients
-from autotune.domain.endpoint import Endpoint
+from autotune.domain.launches.endpoint import Endpoint
 
 
 def delta(finish_reason: str | None = None, **content: object) -> bytes:

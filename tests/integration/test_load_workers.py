@@ -19,9 +19,9 @@ from autotune.adapters.engines import warden
 from autotune.adapters.load.clients import LoadClients
 from autotune.adapters.load.messages import Done, Report
 from autotune.adapters.load.process import LoadProcess
-from autotune.domain.errors import BenchError
-from autotune.domain.load_plan import LoadPlan
-from autotune.domain.progress import Progress, Steer
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.load.load_plan import LoadPlan
+from autotune.domain.load.progress import Progress, Steer
 
 
 def test_workers_stay_between_drives_and_are_gone_after_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,9 +159,9 @@ def test_a_client_that_got_no_processor_was_the_limit(clients: LoadClients) -> N
 TUNER = """
 import os, sys, time
 from autotune.adapters.load.clients import LoadClients
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.load_plan import LoadPlan, PlannedRequest
-from autotune.domain.prompts import RandomTokens, Segment
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.load.load_plan import LoadPlan, PlannedRequest
+from autotune.domain.load.prompts import RandomTokens, Segment
 
 clients = LoadClients(processes=2)
 clients.start()

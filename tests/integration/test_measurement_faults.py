@@ -23,14 +23,14 @@ from autotune.adapters.devices import preflight
 from autotune.adapters.engines import running as running_engine
 from autotune.adapters.load.clients import LoadClients
 from autotune.adapters.power.rapl import RaplPowerMeter
-from autotune.domain import measurement
-from autotune.domain.errors import BenchError
-from autotune.domain.events import LevelMeasured, LevelStarted, Notice
-from autotune.domain.launch import FailureClass, Phase, Reaction
-from autotune.domain.level import Level
-from autotune.domain.measurement import Measurement
-from autotune.domain.power import EnergyVerdict, energy_in
-from autotune.domain.scoring import LevelScore, SlaVerdict, score_level
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.judging.scoring import LevelScore, SlaVerdict, score_level
+from autotune.domain.launches.launch import FailureClass, Phase, Reaction
+from autotune.domain.load.level import Level
+from autotune.domain.measuring import measurement
+from autotune.domain.measuring.measurement import Measurement
+from autotune.domain.measuring.power import EnergyVerdict, energy_in
+from autotune.domain.studies.events import LevelMeasured, LevelStarted, Notice
 from autotune.runs import measure
 from autotune.wiring import studies
 
@@ -235,9 +235,9 @@ folder, lag_limit_s, *sys.path[:0] = {arguments!r}
 from mock_launch import MockLaunch, Sink, at_rate
 from autotune.adapters.load.clients import LoadClients
 from autotune.adapters.power.nvml import WRAP_J, NvmlPowerMeter
-from autotune.domain import measurement
-from autotune.domain.hardware import DeviceKind
-from autotune.domain.scoring import score_level
+from autotune.domain.measuring import measurement
+from autotune.domain.hardware.hardware import DeviceKind
+from autotune.domain.judging.scoring import score_level
 
 measurement.CLIENT_LAG_LIMIT_S = lag_limit_s
 window = dict.fromkeys(("window", "longest_window"), "1500ms")

@@ -18,15 +18,15 @@ import pytest
 from standin.nvml import build_standin, run_on_standin
 
 from autotune.adapters.power.nvml import INSTANT_SOURCE, USAGE_SOURCE
-from autotune.domain.power import Slowdown
+from autotune.domain.measuring.power import Slowdown
 
 MEASURE = """
 import json, time
 import numpy as np
 from autotune.adapters.devices.inventory import LocalInventory
 from autotune.adapters.power.nvml import NvmlPowerMeter
-from autotune.domain.errors import BenchError
-from autotune.domain.power import Window, energy_in
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.measuring.power import Window, energy_in
 
 devices = LocalInventory().devices().devices
 try:

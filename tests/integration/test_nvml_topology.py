@@ -12,8 +12,8 @@ from standin.nvml import build_standin, run_on_standin
 LIST = """
 import json
 from autotune.adapters.devices.inventory import LocalInventory
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import DeviceKind
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import DeviceKind
 from autotune.adapters.devices.gpu_memory import used_memory
 
 try:

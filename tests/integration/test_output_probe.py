@@ -10,9 +10,9 @@ import pytest
 from scripted_server import Call, Script, serving
 
 from autotune.adapters.load.output_probe import HttpOutputProbe
-from autotune.domain.answers import Answer, AnswerTerms, NoAnswerError, Question, Step
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.errors import StudyCancelledError
+from autotune.domain.basics.errors import StudyCancelledError
+from autotune.domain.judging.answers import Answer, AnswerTerms, NoAnswerError, Question, Step
+from autotune.domain.launches.endpoint import Endpoint
 
 ASKED = Question((5, 6, 7))
 SCORED = Question((5, 6, 7, 70, 71), scored=2)

@@ -25,9 +25,9 @@ from autotune.adapters.power.dcgm import (
     _Scrape,
 )
 from autotune.adapters.power.reading import device_power
-from autotune.domain.errors import BenchError, InputError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.power import (
+from autotune.domain.basics.errors import BenchError, InputError
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.measuring.power import (
     EnergyVerdict,
     PowerBasis,
     PowerTrace,

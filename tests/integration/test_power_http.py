@@ -15,8 +15,8 @@ from power_servers import Script, self_signed, serving
 from autotune.adapters.power.http_reader import HttpReader
 from autotune.adapters.power.ipmi import IpmiPowerMeter
 from autotune.adapters.power.redfish import RedfishAccess, RedfishPowerMeter
-from autotune.domain.errors import BenchError, InputError
-from autotune.domain.power import EnergyVerdict, PowerBasis, PowerScope, Window, energy_in
+from autotune.domain.basics.errors import BenchError, InputError
+from autotune.domain.measuring.power import EnergyVerdict, PowerBasis, PowerScope, Window, energy_in
 
 CHASSIS = "/redfish/v1/Chassis"
 

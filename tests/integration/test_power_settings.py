@@ -28,7 +28,7 @@ from autotune.adapters.engines import warden
 from autotune.adapters.devices.inventory import LocalInventory
 from autotune.adapters.engines.process import reap_orphans
 from autotune.adapters.power.settings import settings
-from autotune.domain.errors import AutotuneError
+from autotune.domain.basics.errors import AutotuneError
 
 gpus = LocalInventory().devices().devices
 runtime = Path(os.environ["RUNTIME"])

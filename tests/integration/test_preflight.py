@@ -14,16 +14,16 @@ from standin.nvml import build_standin, run_on_standin
 
 from autotune.adapters.devices.gpu_health import GpuHealth
 from autotune.adapters.devices.preflight import LocalPreflight
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.node import NodeState, XidCount, faults, new_faults, read_node_state, warnings
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.hardware.node import NodeState, XidCount, faults, new_faults, read_node_state, warnings
 
 UIDS = [f"GPU-0000000{index}-0000-0000-0000-000000000000" for index in range(2)]
 HEADER = f"""
 from autotune.adapters.devices.preflight import LocalPreflight
-from autotune.domain.errors import BenchError, StudyCancelledError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.node import CoolDown, DeviceHealth, NodeState
+from autotune.domain.basics.errors import BenchError, StudyCancelledError
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.hardware.node import CoolDown, DeviceHealth, NodeState
 gpus = [Device(DeviceKind.CUDA, i, "H200", uid, 1 << 30) for i, uid in enumerate({UIDS})]
 """
 CHECK = """

@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from autotune import wiring
 from autotune.adapters.engines.environments import EngineEnvironments
 from autotune.cli.app import app
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import LaunchContext
-from autotune.domain.level import Level
-from autotune.domain.power import PowerBasis
-from autotune.domain.scoring import SlaVerdict, score_at
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.judging.scoring import SlaVerdict, score_at
+from autotune.domain.launches.launch import LaunchContext
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.power import PowerBasis
 from launchers.vllm import LAUNCHER
 
 REFUSED: dict[str, tuple[dict[str, object], str]] = {

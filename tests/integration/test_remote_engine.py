@@ -18,11 +18,11 @@ from power_servers import self_signed
 from autotune.adapters.engines.remote import RemoteEngine, RemoteEngineHost
 from autotune.adapters.load.clients import LoadClients
 from autotune.adapters.load.openai_requests import RequestWriter
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.errors import InputError, StudyCancelledError
-from autotune.domain.launch import EngineDiedError, LaunchSpec, Phase
-from autotune.domain.load_plan import LoadPlan
-from autotune.domain.measurement import LoadResult
+from autotune.domain.basics.errors import InputError, StudyCancelledError
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.launches.launch import EngineDiedError, LaunchSpec, Phase
+from autotune.domain.load.load_plan import LoadPlan
+from autotune.domain.measuring.measurement import LoadResult
 
 TOKEN = "sk-very-secret"
 VARIABLE = "ENDPOINT_TOKEN"

@@ -15,10 +15,10 @@ from sglang_goldens import GOLDEN, GOLDEN_PD
 
 from autotune.adapters.engines.environments import EngineEnvironments
 from autotune.adapters.files.synthetic_model import make_tiny_model
-from autotune.domain.config import EngineConfig
-from autotune.domain.hardware import Device
-from autotune.domain.launch import EngineEnvironment, LaunchContext
-from autotune.domain.ports import Launcher
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.launches.launch import EngineEnvironment, LaunchContext
+from autotune.domain.studies.ports import Launcher
 from launchers.sglang import LAUNCHER as SGLANG
 from launchers.sglang_pd import LAUNCHER as SGLANG_PD
 

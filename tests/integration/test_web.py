@@ -19,7 +19,7 @@ from small_study import runner
 from starlette.testclient import TestClient
 
 from autotune import wiring
-from autotune.domain.errors import InputError
+from autotune.domain.basics.errors import InputError
 from autotune.web.app import bare_app, create_app
 from autotune.web.security import ServeOptions
 from autotune.wiring.reading import StudyReader

@@ -14,11 +14,11 @@ from typer.testing import CliRunner, Result
 from autotune.adapters.files.synthetic_model import make_tiny_model
 from autotune.adapters.files.traffic_files import load_traffic, resolved_paths
 from autotune.cli.app import app
-from autotune.domain.errors import InputError
-from autotune.domain.level import Level
-from autotune.domain.planning import plan_load, planned_prefix_share
-from autotune.domain.prompts import RandomTokens
-from autotune.domain.workload import Workload
+from autotune.domain.basics.errors import InputError
+from autotune.domain.load.level import Level
+from autotune.domain.load.planning import plan_load, planned_prefix_share
+from autotune.domain.load.prompts import RandomTokens
+from autotune.domain.load.workload import Workload
 
 SYSTEM = "You are the keeper of a lighthouse and answer in the manner of one. " * 20
 SECRETS = [f"my account number is {number} and my name is Ada" for number in range(7000, 7040)]

@@ -14,14 +14,14 @@ from typing import TypeVar
 import numpy as np
 from synthetic_measurements import HEALTHY, NOTHING, measurement, request, steady_power
 
-from autotune.domain.answers import Answer, AnswerTerms, Question, Step
-from autotune.domain.config import EngineConfig
-from autotune.domain.counters import CounterTrace
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.errors import DevicesBusyError, InputError, InputProblem
-from autotune.domain.events import Event
-from autotune.domain.hardware import Device, DeviceKind, Hardware
-from autotune.domain.launch import (
+from autotune.domain.basics.errors import DevicesBusyError, InputError, InputProblem
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.configs.space import Branch
+from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
+from autotune.domain.hardware.node import CoolDown, NodeState
+from autotune.domain.judging.answers import Answer, AnswerTerms, Question, Step
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.launches.launch import (
     EngineEnvironment,
     Evidence,
     Failure,
@@ -31,18 +31,24 @@ from autotune.domain.launch import (
     Phase,
     ProcessSpec,
 )
-from autotune.domain.level import Level
-from autotune.domain.load_plan import LoadPlan
-from autotune.domain.measurement import ClientHealth, LoadCurve, LoadResult, RequestRecord, RequestTable
-from autotune.domain.node import CoolDown, NodeState
-from autotune.domain.planning import plan_load
-from autotune.domain.ports import LauncherTraits, Outcome, Suggestion
-from autotune.domain.power import DevicePower, PowerBasis, PowerTrace, Window
-from autotune.domain.progress import Cancelled, EndedRequests, Progress, Steer, Steering, to_the_end
-from autotune.domain.prompts import RandomTokens
-from autotune.domain.records import LaunchRecord, StudyRow, TrialRow
-from autotune.domain.space import Branch
-from autotune.domain.study import StudySpec
+from autotune.domain.load.level import Level
+from autotune.domain.load.load_plan import LoadPlan
+from autotune.domain.load.planning import plan_load
+from autotune.domain.load.progress import Cancelled, EndedRequests, Progress, Steer, Steering, to_the_end
+from autotune.domain.load.prompts import RandomTokens
+from autotune.domain.measuring.counters import CounterTrace
+from autotune.domain.measuring.measurement import (
+    ClientHealth,
+    LoadCurve,
+    LoadResult,
+    RequestRecord,
+    RequestTable,
+)
+from autotune.domain.measuring.power import DevicePower, PowerBasis, PowerTrace, Window
+from autotune.domain.studies.events import Event
+from autotune.domain.studies.ports import LauncherTraits, Outcome, Suggestion
+from autotune.domain.studies.records import LaunchRecord, StudyRow, TrialRow
+from autotune.domain.studies.study import StudySpec
 from autotune.runs.measure import Planner
 from launchers.options import HOST_WORDS, refuse_words
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from autotune.domain.model import ModelShape
+from autotune.domain.models.model import ModelShape
 
 FP8_BLOCKS = {"quant_method": "fp8", "weight_block_size": [128, 128]}
 

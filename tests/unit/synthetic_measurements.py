@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autotune.domain.level import Level
-from autotune.domain.measurement import ClientHealth, Measurement, RequestRecord, RequestTable
-from autotune.domain.power import DevicePower, PowerBasis, PowerTrace, Window
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.measurement import ClientHealth, Measurement, RequestRecord, RequestTable
+from autotune.domain.measuring.power import DevicePower, PowerBasis, PowerTrace, Window
 
 NOTHING = np.zeros(0)
 HEALTHY = ClientHealth(lag_p99_s=0.0, cpu_share=0.1)

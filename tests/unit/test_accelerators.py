@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from autotune.adapters.devices.accelerators import read_accelerators
-from autotune.domain.accelerators import AcceleratorTable, Market
+from autotune.domain.hardware.accelerators import AcceleratorTable, Market
 
 TABLE = read_accelerators()
 

@@ -17,24 +17,11 @@ from optuna.artifacts import FileSystemArtifactStore, get_all_artifact_meta
 from synthetic_measurements import HEALTHY, request, steady_power
 
 from autotune.adapters.store.archive import ArtifactArchive
-from autotune.domain.answers import Answer, Question, Step
-from autotune.domain.config import EngineConfig
-from autotune.domain.counters import CounterTrace
-from autotune.domain.errors import InputError
-from autotune.domain.launch import Failure, FailureClass, Phase
-from autotune.domain.level import Level
-from autotune.domain.measurement import ClientHealth, Measurement, RequestRecord, RequestTable, WindowEnd
-from autotune.domain.node import DeviceHealth, XidCount
-from autotune.domain.power import (
-    Conditions,
-    DevicePower,
-    PowerBasis,
-    PowerScope,
-    PowerTrace,
-    Slowdown,
-    Window,
-)
-from autotune.domain.quality import (
+from autotune.domain.basics.errors import InputError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.node import DeviceHealth, XidCount
+from autotune.domain.judging.answers import Answer, Question, Step
+from autotune.domain.judging.quality import (
     Interview,
     Measure,
     Precision,
@@ -45,8 +32,27 @@ from autotune.domain.quality import (
     ReferenceAnswers,
     Setting,
 )
-from autotune.domain.records import LaunchRecord, Purpose
-from autotune.domain.scoring import score_curve
+from autotune.domain.judging.scoring import score_curve
+from autotune.domain.launches.launch import Failure, FailureClass, Phase
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.counters import CounterTrace
+from autotune.domain.measuring.measurement import (
+    ClientHealth,
+    Measurement,
+    RequestRecord,
+    RequestTable,
+    WindowEnd,
+)
+from autotune.domain.measuring.power import (
+    Conditions,
+    DevicePower,
+    PowerBasis,
+    PowerScope,
+    PowerTrace,
+    Slowdown,
+    Window,
+)
+from autotune.domain.studies.records import LaunchRecord, Purpose
 
 WINDOW = Window(100.125, 103.1)
 NEVER_SENT = RequestRecord(due_s=100.5, error="not sent: the run ended")

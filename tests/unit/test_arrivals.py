@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from autotune.domain.arrivals import (
+from autotune.domain.load.arrivals import (
     Arrivals,
     Gamma,
     GammaArrivals,

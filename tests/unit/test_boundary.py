@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_measurements import measurement, request
 
-from autotune.domain.boundary import (
+from autotune.domain.judging.scoring import score_curve, score_level
+from autotune.domain.judging.sla import Bounds, JointSla, PercentileSla, Sla
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.measurement import LoadCurve, Measurement
+from autotune.domain.measuring.power import Window
+from autotune.domain.search.boundary import (
     NO_FOREKNOWLEDGE,
     BoundarySettings,
     Foreknowledge,
@@ -21,12 +26,7 @@ from autotune.domain.boundary import (
     Stop,
     next_level,
 )
-from autotune.domain.capacity import Expectation, believed_capacity
-from autotune.domain.level import Level
-from autotune.domain.measurement import LoadCurve, Measurement
-from autotune.domain.power import Window
-from autotune.domain.scoring import score_curve, score_level
-from autotune.domain.sla import Bounds, JointSla, PercentileSla, Sla
+from autotune.domain.search.capacity import Expectation, believed_capacity
 
 SETTINGS = BoundarySettings()
 SLA = JointSla(name="chat", slos=Bounds(ttft="500ms"))

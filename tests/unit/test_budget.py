@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from autotune.domain import budget
-from autotune.domain.config import EngineConfig
-from autotune.domain.records import Purpose, TrialRow, TrialState
-from autotune.domain.study import StudySpec
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.studies import budget
+from autotune.domain.studies.records import Purpose, TrialRow, TrialState
+from autotune.domain.studies.study import StudySpec
 
 
 def study(engine: dict[str, str], hardware: dict[str, int]) -> StudySpec:

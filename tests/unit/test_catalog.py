@@ -11,10 +11,10 @@ import sqlalchemy as sa
 from fakes import FakeCatalog
 
 from autotune.adapters.store.catalog import SCHEMA_VERSION, SqlCatalog
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InputError
-from autotune.domain.ports import Catalog
-from autotune.domain.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
+from autotune.domain.basics.errors import InputError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.studies.ports import Catalog
+from autotune.domain.studies.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
 
 BARE = TrialRow(
     study="one",

@@ -10,10 +10,10 @@ import pytest
 
 from autotune.adapters.store.catalog import SqlCatalog
 from autotune.adapters.store.journal import JOURNAL_FILE, journal, read_journal
-from autotune.domain.config import EngineConfig
-from autotune.domain.events import Event, LaunchStarted, LevelProgress, Notice
-from autotune.domain.level import Level
-from autotune.domain.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.load.level import Level
+from autotune.domain.studies.events import Event, LaunchStarted, LevelProgress, Notice
+from autotune.domain.studies.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
 
 CONFIG = EngineConfig(engine="vllm")
 ROW = TrialRow(study="one", number=0, purpose=Purpose.SEARCH, state=TrialState.MEASURED, config=CONFIG)

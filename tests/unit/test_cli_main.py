@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autotune.cli import app as cli
-from autotune.domain.errors import BenchError, InputError, InputProblem
+from autotune.domain.basics.errors import BenchError, InputError, InputProblem
 
 
 @pytest.mark.parametrize(

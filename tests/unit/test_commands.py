@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 
-from autotune.domain.commands import shell_commands
-from autotune.domain.launch import LaunchSpec, ProcessSpec
+from autotune.domain.launches.commands import shell_commands
+from autotune.domain.launches.launch import LaunchSpec, ProcessSpec
 
 
 def process(role: str, *argv: str, host_slot: int = 0, **more: object) -> ProcessSpec:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autotune.domain.config import SEARCHABLE, EngineConfig, check_words
+from autotune.domain.configs.config import SEARCHABLE, EngineConfig, check_words
 
 POOL_WORDS = {
     "workers": st.integers(1, 4),

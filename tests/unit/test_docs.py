@@ -20,10 +20,10 @@ import typer
 from autotune import wiring
 from autotune.adapters.files.study_file import read_study, study_schema
 from autotune.cli.app import app
-from autotune.domain.config import EngineConfig
-from autotune.domain.contract import recommendation_schema
-from autotune.domain.errors import BenchError
-from autotune.domain.power import EnergyVerdict, Window, energy_in
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.measuring.power import EnergyVerdict, Window, energy_in
+from autotune.domain.recommending.contract import recommendation_schema
 from autotune.web.app import bare_app
 from autotune.web.security import ServeOptions
 from autotune.wiring.reading import StudyReader

@@ -11,22 +11,11 @@ import jsonschema
 import pytest
 from fakes import curve, launch_record, study_spec
 
-from autotune.domain.accelerators import AcceleratorTable
-from autotune.domain.config import EngineConfig
-from autotune.domain.contract import RecommendationDocument, recommendation_schema
-from autotune.domain.deployment import Build, Deployment, deployment_of
-from autotune.domain.document import (
-    Surroundings,
-    recommendation_document,
-    studies_document,
-    trials_document,
-)
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.fleet import Demand
-from autotune.domain.hardware import DeviceKind
-from autotune.domain.launch import LaunchSpec, ProcessSpec
-from autotune.domain.power import PowerBasis
-from autotune.domain.quality import (
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.accelerators import AcceleratorTable
+from autotune.domain.hardware.hardware import DeviceKind
+from autotune.domain.judging.quality import (
     Measure,
     Precision,
     QualityFigure,
@@ -34,9 +23,20 @@ from autotune.domain.quality import (
     QualityVerdict,
     Setting,
 )
-from autotune.domain.recommendation import Candidate, ledger_for, recommend
-from autotune.domain.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
-from autotune.domain.study import StudySpec
+from autotune.domain.launches.deployment import Build, Deployment, deployment_of
+from autotune.domain.launches.launch import LaunchSpec, ProcessSpec
+from autotune.domain.measuring.power import PowerBasis
+from autotune.domain.recommending.contract import RecommendationDocument, recommendation_schema
+from autotune.domain.recommending.document import (
+    Surroundings,
+    recommendation_document,
+    studies_document,
+    trials_document,
+)
+from autotune.domain.recommending.fleet import Demand
+from autotune.domain.recommending.recommendation import Candidate, ledger_for, recommend
+from autotune.domain.studies.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
+from autotune.domain.studies.study import StudySpec
 
 FIGURES = {
     "goodput_tok_per_s",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autotune.domain.drift import (
+from autotune.domain.judging.drift import (
     DriftAction,
     DriftSpec,
     Reference,
@@ -18,7 +18,7 @@ from autotune.domain.drift import (
     drift_between,
     drifts,
 )
-from autotune.domain.stats import Interval
+from autotune.domain.measuring.stats import Interval
 
 
 def reference(index: int, value: float, half: float = 1.0, node: str = "n1") -> Reference:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.expectation import expected_capacity
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.search.expectation import expected_capacity
 
 
 def config(**words: object) -> EngineConfig:

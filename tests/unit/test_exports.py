@@ -16,17 +16,17 @@ from ruamel.yaml import YAML
 
 from autotune import wiring
 from autotune.adapters.files.recommendation_file import yaml_text
-from autotune.domain.config import EngineConfig
-from autotune.domain.deployment import Build, Deployment, deployment_of
-from autotune.domain.errors import InputError
-from autotune.domain.exports.compose import compose_file
-from autotune.domain.exports.images import Images
-from autotune.domain.exports.kubernetes import Cluster, dns_name
-from autotune.domain.exports.platforms import dynamo, kserve, llmd_values, merged, with_templates
-from autotune.domain.exports.shell import command_lines, shell_script
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import EngineEnvironment, LaunchContext, LaunchSpec, ProcessSpec
-from autotune.domain.study import EngineSpec
+from autotune.domain.basics.errors import InputError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.launches.deployment import Build, Deployment, deployment_of
+from autotune.domain.launches.launch import EngineEnvironment, LaunchContext, LaunchSpec, ProcessSpec
+from autotune.domain.recommending.exports.compose import compose_file
+from autotune.domain.recommending.exports.images import Images
+from autotune.domain.recommending.exports.kubernetes import Cluster, dns_name
+from autotune.domain.recommending.exports.platforms import dynamo, kserve, llmd_values, merged, with_templates
+from autotune.domain.recommending.exports.shell import command_lines, shell_script
+from autotune.domain.studies.study import EngineSpec
 
 SCHEMAS = Path(__file__).parents[1] / "data" / "schemas"
 CORE = "kubernetes-1.37.json#/$defs/io.k8s.api"

@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.domain.launch import REACTIONS, Evidence, Failure, FailureClass, Phase, Reaction
-from autotune.domain.ports import Launcher
+from autotune.domain.launches.launch import REACTIONS, Evidence, Failure, FailureClass, Phase, Reaction
+from autotune.domain.studies.ports import Launcher
 from launchers import sglang, transformers_serve, trtllm, vllm
 from launchers.failures import FailureRules, classify
 

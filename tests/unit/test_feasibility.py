@@ -21,9 +21,12 @@ from model_facts import (
     shape,
 )
 
-from autotune.domain.checkpoint import StoredWeights
-from autotune.domain.config import EngineConfig
-from autotune.domain.feasibility import (
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
+from autotune.domain.models.checkpoint import StoredWeights
+from autotune.domain.models.memory import GIB
+from autotune.domain.models.model import ModelShape
+from autotune.domain.studies.feasibility import (
     RULES,
     KnownModel,
     Refusal,
@@ -33,10 +36,7 @@ from autotune.domain.feasibility import (
     refusal,
     why_infeasible,
 )
-from autotune.domain.hardware import Device, DeviceKind, Hardware
-from autotune.domain.memory import GIB
-from autotune.domain.model import ModelShape
-from autotune.domain.study import Requirements
+from autotune.domain.studies.study import Requirements
 
 DENSE = ModelShape(attention_heads=12, kv_heads=4, layers=4, vocab_size=1000, experts=0, most_positions=4096)
 SETTING = Setting(

@@ -9,15 +9,15 @@ import numpy as np
 from fakes import curve, launch_record, study_spec
 from synthetic_measurements import measurement, request
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.counters import CounterTrace
-from autotune.domain.finals import finalists, interleaved, soaks
-from autotune.domain.level import Level
-from autotune.domain.measurement import LoadCurve
-from autotune.domain.power import Window
-from autotune.domain.recommendation import Candidate, recommend
-from autotune.domain.records import Purpose, TrialRow, TrialState
-from autotune.domain.soak import soak_trouble
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.counters import CounterTrace
+from autotune.domain.measuring.measurement import LoadCurve
+from autotune.domain.measuring.power import Window
+from autotune.domain.recommending.finals import finalists, interleaved, soaks
+from autotune.domain.recommending.recommendation import Candidate, recommend
+from autotune.domain.recommending.soak import soak_trouble
+from autotune.domain.studies.records import Purpose, TrialRow, TrialState
 
 STUDY = study_spec()
 FAST, SLOW = STUDY.slas

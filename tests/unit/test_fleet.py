@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.domain.fleet import SECONDS_PER_DAY, Demand, Replica, plan_fleet
+from autotune.domain.recommending.fleet import SECONDS_PER_DAY, Demand, Replica, plan_fleet
 
 SHARES = st.lists(st.floats(0, 1), min_size=1, max_size=48).map(tuple)
 RATES = st.floats(0.01, 1e4)

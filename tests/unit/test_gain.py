@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from autotune.domain.gain import gain_of
-from autotune.domain.stats import STUDENT_T, Interval
+from autotune.domain.measuring.stats import STUDENT_T, Interval
+from autotune.domain.search.gain import gain_of
 
 BLOCKS = 20
 

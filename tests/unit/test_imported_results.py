@@ -9,8 +9,8 @@ import pytest
 
 from autotune.adapters.files.imported_results import read_results
 from autotune.adapters.store.catalog import SqlCatalog
-from autotune.domain.errors import InputError
-from autotune.domain.observations import Observation, observations_document
+from autotune.domain.basics.errors import InputError
+from autotune.domain.studies.observations import Observation, observations_document
 
 DATA = Path(__file__).parents[1] / "data" / "imported"
 

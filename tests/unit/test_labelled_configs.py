@@ -11,12 +11,12 @@ import pytest
 
 from autotune.adapters.files.model_files import ModelFiles
 from autotune.adapters.files.synthetic_model import make_tiny_model
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.feasibility import Setting, why_infeasible
-from autotune.domain.hardware import Device, DeviceKind, Hardware
-from autotune.domain.launch import EngineEnvironment, FailureClass, LaunchContext, Phase
-from autotune.domain.study import Requirements
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
+from autotune.domain.launches.launch import EngineEnvironment, FailureClass, LaunchContext, Phase
+from autotune.domain.studies.feasibility import Setting, why_infeasible
+from autotune.domain.studies.study import Requirements
 from launchers.vllm import LAUNCHER
 
 DATA = Path(__file__).parents[1] / "data" / "labelled_configs.jsonl"

@@ -26,18 +26,18 @@ from fakes import (
     study_spec,
 )
 
-from autotune.domain.answers import NoAnswerError
-from autotune.domain.config import EngineConfig
-from autotune.domain.counters import CounterTrace
-from autotune.domain.errors import BenchError, DevicesBusyError, StudyCancelledError
-from autotune.domain.events import LevelMeasured, LevelStarted, Notice, PhaseChanged
-from autotune.domain.launch import EngineDiedError, Evidence, FailureClass, Phase
-from autotune.domain.level import Level
-from autotune.domain.measurement import WindowEnd
-from autotune.domain.node import DeviceHealth, NodeState
-from autotune.domain.quality import QualityState, ReferenceAnswers
-from autotune.domain.records import LaunchRecord, Purpose
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import BenchError, DevicesBusyError, StudyCancelledError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.node import DeviceHealth, NodeState
+from autotune.domain.judging.answers import NoAnswerError
+from autotune.domain.judging.quality import QualityState, ReferenceAnswers
+from autotune.domain.launches.launch import EngineDiedError, Evidence, FailureClass, Phase
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.counters import CounterTrace
+from autotune.domain.measuring.measurement import WindowEnd
+from autotune.domain.studies.events import LevelMeasured, LevelStarted, Notice, PhaseChanged
+from autotune.domain.studies.records import LaunchRecord, Purpose
+from autotune.domain.studies.study import StudySpec
 from autotune.runs import measure
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 from autotune.runs.quality import NOTHING_KNOWN, QualityKnown

@@ -12,13 +12,13 @@ from pydantic import ValidationError
 from synthetic_measurements import measurement, request, steady_power
 
 from autotune.adapters.devices.accelerators import read_accelerators
-from autotune.domain.accelerators import Market
-from autotune.domain.ledger import NODE, Ledger, Prices, SideReadings, ledger_of
-from autotune.domain.level import Level
-from autotune.domain.power import EnergyVerdict, PowerBasis, Window
-from autotune.domain.scoring import LevelScore, score_level
-from autotune.domain.sla import Bounds, JointSla
-from autotune.domain.stats import Figure, Interval
+from autotune.domain.hardware.accelerators import Market
+from autotune.domain.judging.ledger import NODE, Ledger, Prices, SideReadings, ledger_of
+from autotune.domain.judging.scoring import LevelScore, score_level
+from autotune.domain.judging.sla import Bounds, JointSla
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.power import EnergyVerdict, PowerBasis, Window
+from autotune.domain.measuring.stats import Figure, Interval
 
 WINDOW = Window(0.0, 100.0)
 H200 = read_accelerators().find("NVIDIA H200")

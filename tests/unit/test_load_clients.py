@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from autotune.adapters.load import clients as load_clients
 from autotune.adapters.load.clients import client_cores, processes_for
 from autotune.adapters.load.messages import Failed, Unframer, framed
-from autotune.domain.load_plan import LoadPlan, PlannedRequest
-from autotune.domain.prompts import RandomTokens, Segment
+from autotune.domain.load.load_plan import LoadPlan, PlannedRequest
+from autotune.domain.load.prompts import RandomTokens, Segment
 
 
 def plan(

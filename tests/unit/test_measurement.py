@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_measurements import measurement, request
 
-from autotune.domain.level import Level
-from autotune.domain.measurement import (
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.measurement import (
     CLIENT_CPU_LIMIT,
     CLIENT_LAG_LIMIT_S,
     ClientHealth,
     RequestRecord,
     RequestTable,
 )
-from autotune.domain.power import Window
+from autotune.domain.measuring.power import Window
 
 WINDOW = Window(0.0, 100.0)
 

@@ -23,13 +23,13 @@ from model_facts import (
     shape,
 )
 
-from autotune.domain.checkpoint import Part, StoredWeights
-from autotune.domain.config import EngineConfig
-from autotune.domain.kv_layout import KvLayout, expected_layout, least_layout
-from autotune.domain.memory import GIB, Constants, MemoryNeed, calibrated, memory_needs
-from autotune.domain.model import ModelShape
-from autotune.domain.precision import kv_bits, weight_bits
-from autotune.domain.weights import Bounds, Split, parameters, stages, weight_bytes
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.models.checkpoint import Part, StoredWeights
+from autotune.domain.models.kv_layout import KvLayout, expected_layout, least_layout
+from autotune.domain.models.memory import GIB, Constants, MemoryNeed, calibrated, memory_needs
+from autotune.domain.models.model import ModelShape
+from autotune.domain.models.precision import kv_bits, weight_bits
+from autotune.domain.models.weights import Bounds, Split, parameters, stages, weight_bytes
 
 H100_BYTES = int(79.2 * GIB)
 NAMES = sorted(PUBLISHED_PARAMETERS)

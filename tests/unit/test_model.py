@@ -18,9 +18,9 @@ from model_facts import (
     shape,
 )
 
-from autotune.domain.checkpoint import Part, Quantization
-from autotune.domain.model import Latent, LayerKind, ModelShape
-from autotune.domain.weights import parameters
+from autotune.domain.models.checkpoint import Part, Quantization
+from autotune.domain.models.model import Latent, LayerKind, ModelShape
+from autotune.domain.models.weights import parameters
 
 
 @pytest.mark.parametrize("name", PUBLISHED_PARAMETERS)

@@ -9,8 +9,8 @@ import pytest
 
 from autotune.adapters.files.model_files import ModelFiles
 from autotune.adapters.files.synthetic_model import make_tiny_model
-from autotune.domain.errors import InputError
-from autotune.domain.weights import parameters
+from autotune.domain.basics.errors import InputError
+from autotune.domain.models.weights import parameters
 
 
 def _put(directory: Path, layers: int) -> Path:

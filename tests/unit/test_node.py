@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.domain.node import (
+from autotune.domain.hardware.node import (
     APPLICATION_XIDS,
     DeviceHealth,
     NodeState,

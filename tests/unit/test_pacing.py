@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.domain.load_plan import LoadPlan, PlannedRequest
-from autotune.domain.pacing import Agenda, conversations, share_out, shares
-from autotune.domain.prompts import RandomTokens, Segment
+from autotune.domain.load.load_plan import LoadPlan, PlannedRequest
+from autotune.domain.load.pacing import Agenda, conversations, share_out, shares
+from autotune.domain.load.prompts import RandomTokens, Segment
 
 PROMPTS = RandomTokens(vocab_size=5000, seed=1)
 START_S = 1000.0

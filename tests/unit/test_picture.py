@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_measurements import steady_power
 
-from autotune.domain.accelerators import AcceleratorTable
-from autotune.domain.config import EngineConfig
-from autotune.domain.digest import digest
-from autotune.domain.picture import goldilocks, pareto_front, points_of, regions
-from autotune.domain.power import PowerBasis
-from autotune.domain.recommendation import Candidate, recommend
-from autotune.domain.records import Purpose, TrialRow, TrialState
-from autotune.domain.scoring import SlaVerdict, score_level
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.accelerators import AcceleratorTable
+from autotune.domain.judging.scoring import SlaVerdict, score_level
+from autotune.domain.measuring.digest import digest
+from autotune.domain.measuring.power import PowerBasis
+from autotune.domain.recommending.picture import goldilocks, pareto_front, points_of, regions
+from autotune.domain.recommending.recommendation import Candidate, recommend
+from autotune.domain.studies.records import Purpose, TrialRow, TrialState
 from autotune.web import charts, insight_charts
 
 TABLE = AcceleratorTable(accelerators=())

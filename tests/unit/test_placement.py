@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.placement import choose_devices
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.hardware.placement import choose_devices
 
 
 def gpu(index: int, island: int = -1, node: int = -1) -> Device:

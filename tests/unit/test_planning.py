@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.domain import planning
-from autotune.domain.level import Level
-from autotune.domain.load_plan import LoadPlan, PlannedRequest
-from autotune.domain.planning import USUAL_TPOT_S, plan_load, planned_prefix_share
-from autotune.domain.prompts import RandomTokens, Segment, shared_tokens
-from autotune.domain.traffic import Traffic
-from autotune.domain.workload import Workload
+from autotune.domain.load import planning
+from autotune.domain.load.level import Level
+from autotune.domain.load.load_plan import LoadPlan, PlannedRequest
+from autotune.domain.load.planning import USUAL_TPOT_S, plan_load, planned_prefix_share
+from autotune.domain.load.prompts import RandomTokens, Segment, shared_tokens
+from autotune.domain.load.traffic import Traffic
+from autotune.domain.load.workload import Workload
 
 seeds = st.integers(0, 2**32 - 1)
 OPEN = Level("w", rate_rps=20.0)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from synthetic_measurements import NOTHING, steady_power
 
-from autotune.domain.power import (
+from autotune.domain.measuring.power import (
     DevicePower,
     EnergyVerdict,
     Floats,

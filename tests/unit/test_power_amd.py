@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from autotune.adapters.power.amd import AmdPowerMeter, load_amdsmi
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.power import PowerBasis, Slowdown, Window, energy_in
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.measuring.power import PowerBasis, Slowdown, Window, energy_in
 
 GPUS = tuple(Device(DeviceKind.CUDA, i, "Fake MI300X", f"amd-{i}", 1 << 30) for i in range(2))
 RESOLUTION_UJ = 15.259

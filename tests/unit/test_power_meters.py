@@ -10,9 +10,9 @@ import pytest
 from autotune.adapters.power import sampling
 from autotune.adapters.power.estimated import ACTIVE_W, IDLE_W, CoreTime, EstimatedPowerMeter, core_times
 from autotune.adapters.power.sampling import Sampling
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.power import EnergyVerdict, PowerBasis, Window, energy_in
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.measuring.power import EnergyVerdict, PowerBasis, Window, energy_in
 
 CORES = tuple(Device(DeviceKind.CPU, i, "Fake core", f"core-{i}", 1 << 30) for i in range(2))
 

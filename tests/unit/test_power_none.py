@@ -6,11 +6,11 @@ import pytest
 from synthetic_measurements import measurement, request
 
 from autotune.adapters.power.none import NoPowerMeter
-from autotune.domain.ledger import Prices, ledger_of
-from autotune.domain.level import Level
-from autotune.domain.power import EnergyVerdict, PowerBasis, Window, mean_power_w
-from autotune.domain.scoring import score_level
-from autotune.domain.sla import Bounds, JointSla
+from autotune.domain.judging.ledger import Prices, ledger_of
+from autotune.domain.judging.scoring import score_level
+from autotune.domain.judging.sla import Bounds, JointSla
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.power import EnergyVerdict, PowerBasis, Window, mean_power_w
 from autotune.runs.measure import why_spoiled
 
 WINDOW = Window(0.0, 100.0)

@@ -25,9 +25,9 @@ from autotune.adapters.power.nvml import (
     unwrapped,
 )
 from autotune.adapters.power.reading import Reading
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.power import PowerBasis, PowerScope, Slowdown, Window, integrate_j
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.measuring.power import PowerBasis, PowerScope, Slowdown, Window, integrate_j
 
 GPUS = tuple(Device(DeviceKind.CUDA, i, "Fake GPU", f"GPU-{i}", 1 << 30) for i in range(2))
 

@@ -8,9 +8,9 @@ import pytest
 
 from autotune.adapters.devices.accelerators import read_accelerators
 from autotune.adapters.power.provisioned import ProvisionedPowerMeter
-from autotune.domain.errors import InputError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.power import EnergyVerdict, PowerBasis, Window, energy_in
+from autotune.domain.basics.errors import InputError
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.measuring.power import EnergyVerdict, PowerBasis, Window, energy_in
 
 
 def gpu(index: int, name: str = "NVIDIA H200") -> Device:

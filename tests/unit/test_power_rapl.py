@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.adapters.power.rapl import RaplPowerMeter, _Counted, _device_power, _Zone, available
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.power import (
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.measuring.power import (
     EnergyVerdict,
     PowerBasis,
     PowerScope,

@@ -18,19 +18,19 @@ from autotune.adapters.devices.accelerators import read_accelerators
 from autotune.adapters.search.aiconfigurator import AiconfiguratorPrior
 from autotune.adapters.search.earlier_studies import earlier_studies
 from autotune.adapters.store.catalog import SqlCatalog
-from autotune.domain.config import EngineConfig
-from autotune.domain.events import Notice
-from autotune.domain.feasibility import Setting
-from autotune.domain.first_trials import MOST
-from autotune.domain.hardware import Device, DeviceKind, Hardware
-from autotune.domain.model import ModelShape
-from autotune.domain.power import PowerBasis
-from autotune.domain.prior import NotCovered, Prediction
-from autotune.domain.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
-from autotune.domain.roofline_prior import Promise, RooflinePrior
-from autotune.domain.sla import Bounds, JointSla
-from autotune.domain.transfer import Earlier, Task, TransferPrior, Trial, distance
-from autotune.domain.trust import Observed, combined, learned
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
+from autotune.domain.judging.sla import Bounds, JointSla
+from autotune.domain.measuring.power import PowerBasis
+from autotune.domain.models.model import ModelShape
+from autotune.domain.search.prior import NotCovered, Prediction
+from autotune.domain.search.roofline_prior import Promise, RooflinePrior
+from autotune.domain.search.transfer import Earlier, Task, TransferPrior, Trial, distance
+from autotune.domain.search.trust import Observed, combined, learned
+from autotune.domain.studies.events import Notice
+from autotune.domain.studies.feasibility import Setting
+from autotune.domain.studies.first_trials import MOST
+from autotune.domain.studies.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
 from autotune.runs.first_trials import FirstTrials
 from autotune.wiring.priors import MOST_CANDIDATES, Ground, candidates, first_trials
 from autotune.wiring.store import open_store

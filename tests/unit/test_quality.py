@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autotune.domain.answers import (
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.judging.answers import (
     Answer,
     Step,
     aligned,
@@ -22,9 +23,8 @@ from autotune.domain.answers import (
     text_lost,
     tokens_comparable,
 )
-from autotune.domain.config import EngineConfig
-from autotune.domain.judgement import WrongOutputError, check_known, judge, readings
-from autotune.domain.quality import (
+from autotune.domain.judging.judgement import WrongOutputError, check_known, judge, readings
+from autotune.domain.judging.quality import (
     Interview,
     Measure,
     Precision,

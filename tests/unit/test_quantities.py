@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from autotune.domain.quantities import (
+from autotune.domain.basics.quantities import (
     Bytes,
     DurationS,
     PositiveDurationS,

@@ -8,8 +8,8 @@ import pytest
 
 from autotune import wiring
 from autotune.adapters.files.recipe_book import read_recipes
-from autotune.domain.commands import shell_commands
-from autotune.domain.evidence import EvidenceLevel
+from autotune.domain.basics.evidence import EvidenceLevel
+from autotune.domain.launches.commands import shell_commands
 
 DOCUMENT = Path(__file__).parents[2] / "docs/engines.md"
 

@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 from fakes import curve, launch_record, study_spec
 
-from autotune.domain.accelerators import AcceleratorTable
-from autotune.domain.config import EngineConfig
-from autotune.domain.finals import finalists, interleaved
-from autotune.domain.measurement import LoadCurve
-from autotune.domain.quality import Precision, QualityState, QualityVerdict
-from autotune.domain.recommendation import (
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.accelerators import AcceleratorTable
+from autotune.domain.judging.quality import Precision, QualityState, QualityVerdict
+from autotune.domain.judging.scoring import SlaVerdict
+from autotune.domain.measuring.measurement import LoadCurve
+from autotune.domain.recommending.finals import finalists, interleaved
+from autotune.domain.recommending.recommendation import (
     Candidate,
     Recommendation,
     candidates_of,
@@ -21,9 +22,8 @@ from autotune.domain.recommendation import (
     recommend,
     standing,
 )
-from autotune.domain.records import Purpose, TrialRow, TrialState
-from autotune.domain.scoring import SlaVerdict
-from autotune.domain.study import StudySpec
+from autotune.domain.studies.records import Purpose, TrialRow, TrialState
+from autotune.domain.studies.study import StudySpec
 
 STUDY = study_spec()
 FAST, SLOW = STUDY.slas

@@ -7,15 +7,15 @@ import pytest
 from fakes import launch_record, study_spec
 from synthetic_measurements import measurement, request
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.level import Level
-from autotune.domain.measurement import LoadCurve
-from autotune.domain.power import Window
-from autotune.domain.recommendation import Candidate
-from autotune.domain.records import Purpose, TrialRow, TrialState
-from autotune.domain.relaxation import unmet
-from autotune.domain.scoring import score_curve
-from autotune.domain.sla import Bounds, JointSla, PercentileSla, Sla
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.judging.scoring import score_curve
+from autotune.domain.judging.sla import Bounds, JointSla, PercentileSla, Sla
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.measurement import LoadCurve
+from autotune.domain.measuring.power import Window
+from autotune.domain.recommending.recommendation import Candidate
+from autotune.domain.recommending.relaxation import unmet
+from autotune.domain.studies.records import Purpose, TrialRow, TrialState
 
 STUDY = study_spec()
 WINDOW = Window(0.0, 60.0)

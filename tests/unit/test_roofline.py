@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from model_facts import DEEPSEEK_R1, GPT_OSS_120B, LLAMA_8B, LLAMA_70B, QWEN3_30B
 
 from autotune.adapters.devices.accelerators import read_accelerators
-from autotune.domain.accelerators import Performance
-from autotune.domain.config import EngineConfig
-from autotune.domain.forecast import Deployment, Traffic
-from autotune.domain.model import ModelShape
-from autotune.domain.roofline import Efficiency, worker
-from autotune.domain.weights import parameters
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.accelerators import Performance
+from autotune.domain.models.model import ModelShape
+from autotune.domain.models.weights import parameters
+from autotune.domain.search.forecast import Deployment, Traffic
+from autotune.domain.search.roofline import Efficiency, worker
 
 TABLE = read_accelerators()
 IDEAL = Efficiency(

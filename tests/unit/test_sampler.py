@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autotune.adapters.search.sampler import ForestSampler
-from autotune.domain.acquisition import Outlook, most_to_gain
+from autotune.domain.search.acquisition import Outlook, most_to_gain
 
 
 def study_of(sampler: ForestSampler, *, objectives: int = 1) -> optuna.Study:

@@ -11,11 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic_measurements import measurement, request, steady_power
 
-from autotune.domain.digest import digest
-from autotune.domain.level import Level
-from autotune.domain.measurement import Measurement, RequestRecord
-from autotune.domain.power import EnergyVerdict, PowerBasis, Window
-from autotune.domain.scoring import (
+from autotune.domain.judging.scoring import (
     HEADROOM,
     SAME_RATE,
     VERDICTS_KEPT,
@@ -27,8 +23,12 @@ from autotune.domain.scoring import (
     verdict_of,
     worth_of,
 )
-from autotune.domain.sla import Bounds, JointSla, PercentileBounds, PercentileSla, good_requests
-from autotune.domain.stats import BLOCKS
+from autotune.domain.judging.sla import Bounds, JointSla, PercentileBounds, PercentileSla, good_requests
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.digest import digest
+from autotune.domain.measuring.measurement import Measurement, RequestRecord
+from autotune.domain.measuring.power import EnergyVerdict, PowerBasis, Window
+from autotune.domain.measuring.stats import BLOCKS
 
 WINDOW = Window(0.0, 100.0)
 SLA = JointSla(name="chat", attainment=0.9, slos=Bounds(ttft="500ms"))

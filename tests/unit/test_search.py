@@ -14,9 +14,9 @@ from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
 from autotune.adapters.search.study import FEASIBILITY, OptunaSearch, open_study, sampler_of
-from autotune.domain.config import EngineConfig
-from autotune.domain.ports import Outcome, Search
-from autotune.domain.space import Branch, SearchSpace
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.configs.space import Branch, SearchSpace
+from autotune.domain.studies.ports import Outcome, Search
 
 BASE = EngineConfig(engine="fake", context_length=2048)
 SMALL = SearchSpace.model_validate(

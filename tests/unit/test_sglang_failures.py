@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune.domain.launch import Evidence, Failure, FailureClass, Phase
+from autotune.domain.launches.launch import Evidence, Failure, FailureClass, Phase
 from launchers.sglang import LAUNCHER
 from launchers.sglang_pd import LAUNCHER as WITH_POOLS
 

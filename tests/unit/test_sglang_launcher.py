@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sglang_goldens import GOLDEN
 
-from autotune.domain.config import SEARCHABLE, EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import EngineEnvironment, LaunchContext, ProcessSpec
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import SEARCHABLE, EngineConfig
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.launches.launch import EngineEnvironment, LaunchContext, ProcessSpec
 from launchers.sglang import LAUNCHER
 from launchers.sglang.flags import ALGORITHMS
 

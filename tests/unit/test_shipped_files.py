@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from autotune import wiring
 from autotune.adapters.files.study_file import SourceFile, check_against_hardware, read_study
 from autotune.cli.app import app
-from autotune.domain.hardware import Device, DeviceKind, Hardware
-from autotune.domain.space import SearchSpace
+from autotune.domain.configs.space import SearchSpace
+from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -7,8 +7,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from synthetic_measurements import request
 
-from autotune.domain.measurement import RequestTable
-from autotune.domain.sla import Metric, Sla, good_requests, keeping_requests
+from autotune.domain.judging.sla import Metric, Sla, good_requests, keeping_requests
+from autotune.domain.measuring.measurement import RequestTable
 
 SLA: TypeAdapter[Sla] = TypeAdapter(Sla)
 

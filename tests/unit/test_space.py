@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autotune.domain.config import EngineConfig, Value
-from autotune.domain.space import DEFAULT, IntRange, SearchSpace
+from autotune.domain.configs.config import EngineConfig, Value
+from autotune.domain.configs.space import DEFAULT, IntRange, SearchSpace
 
 BASE = EngineConfig(engine="fake", context_length=2048)
 CONDITIONAL = {

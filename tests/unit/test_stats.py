@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.domain.stats import (
+from autotune.domain.measuring.stats import (
     BLOCKS,
     STRETCHES,
     STUDENT_T,

@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from fakes import curve, launch_record
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.power import PowerBasis
-from autotune.domain.recommendation import Candidate
-from autotune.domain.records import Purpose, TrialRow, TrialState
-from autotune.domain.spending import spent_on
-from autotune.domain.stopping import DeploymentSpec, expected_gain, why_stop
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.measuring.power import PowerBasis
+from autotune.domain.recommending.recommendation import Candidate
+from autotune.domain.recommending.spending import spent_on
+from autotune.domain.search.stopping import DeploymentSpec, expected_gain, why_stop
+from autotune.domain.studies.records import Purpose, TrialRow, TrialState
 
 LARGE = DeploymentSpec(accelerators=64, days=365)
 SMALL = DeploymentSpec(accelerators=1, days=1)

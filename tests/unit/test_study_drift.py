@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 from fakes import curve, launch_record, study_spec
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.recommendation import Candidate
-from autotune.domain.records import Purpose, TrialRow, TrialState
-from autotune.domain.study_drift import Change, Studied, drift_document, study_drift
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.recommending.recommendation import Candidate
+from autotune.domain.recommending.study_drift import Change, Studied, drift_document, study_drift
+from autotune.domain.studies.records import Purpose, TrialRow, TrialState
 
 STUDY = study_spec()
 

@@ -18,8 +18,8 @@ from autotune.adapters.files.study_file import (
     read_study,
     study_schema,
 )
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.studies.study import StudySpec
 
 SPACES = Path(__file__).parents[2] / "search_spaces"
 QUICKSTART = SPACES / "quickstart.yaml"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from autotune.adapters.files.synthetic_model import make_tiny_model
-from autotune.domain.errors import InputError
-from autotune.domain.hardware import Device, DeviceKind, Hardware
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import InputError
+from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
+from autotune.domain.studies.study import StudySpec
 from autotune.wiring.studies import _with_models, setting_for
 
 CORES = Hardware(DeviceKind.CPU, (Device(DeviceKind.CPU, 0, "a core", "cpu-0", 1 << 30),))

@@ -23,21 +23,26 @@ from fakes import (
 )
 
 from autotune.adapters.search.study import OptunaSearch, open_study, sampler_of
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import BenchError, DevicesBusyError, InfeasibleConfigError, StudyCancelledError
-from autotune.domain.events import Drifted, Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
-from autotune.domain.feasibility import Setting
-from autotune.domain.launch import Failure, FailureClass, Phase
-from autotune.domain.measurement import LoadCurve, WindowEnd
-from autotune.domain.prior import Prediction
-from autotune.domain.quality import (
+from autotune.domain.basics.errors import (
+    BenchError,
+    DevicesBusyError,
+    InfeasibleConfigError,
+    StudyCancelledError,
+)
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.judging.quality import (
     Interview,
     QualityState,
     QualityVerdict,
     ReferenceAnswers,
 )
-from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
-from autotune.domain.study import StudySpec
+from autotune.domain.launches.launch import Failure, FailureClass, Phase
+from autotune.domain.measuring.measurement import LoadCurve, WindowEnd
+from autotune.domain.search.prior import Prediction
+from autotune.domain.studies.events import Drifted, Incumbent, LaunchEnded, LaunchStarted, Notice, Rejected
+from autotune.domain.studies.feasibility import Setting
+from autotune.domain.studies.records import LaunchRecord, Purpose, TrialRow, TrialState
+from autotune.domain.studies.study import StudySpec
 from autotune.runs import launching
 from autotune.runs import study as study_module
 from autotune.runs.first_trials import NO_PRIOR, FirstTrials

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from autotune.domain.surrogate import Beliefs, condition, similarity
+from autotune.domain.search.surrogate import Beliefs, condition, similarity
 
 FEATURES = np.array([[0.0], [0.1], [5.0]])
 PRIOR = np.array([0.0, -0.1, -0.2])

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from autotune.adapters.files.model_files import ModelFiles
 from autotune.adapters.files.synthetic_model import _bfloat16, make_tiny_model
-from autotune.domain.errors import InputError
+from autotune.domain.basics.errors import InputError
 
 
 def _contents(path: Path) -> dict[str, bytes]:

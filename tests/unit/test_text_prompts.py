@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from autotune.adapters.files.synthetic_model import make_tiny_model
 from autotune.adapters.files.text_prompts import OWN_TOKENS, PromptMaker, prompt_maker
-from autotune.domain.errors import InputError
-from autotune.domain.prompts import PromptSource, RandomTokens, Segment
-from autotune.domain.workload import Workload
+from autotune.domain.basics.errors import InputError
+from autotune.domain.load.prompts import PromptSource, RandomTokens, Segment
+from autotune.domain.load.workload import Workload
 
 SENTENCES = (
     "The keeper of the lighthouse wrote, every evening, what the sea had been like.",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.domain.traffic import Traffic
+from autotune.domain.load.traffic import Traffic
 
 Row = tuple[float, int, int, list[int], int]
 

@@ -14,9 +14,9 @@ import pyarrow.parquet
 import pytest
 
 from autotune.adapters.files.traffic_files import load_traffic, read_traffic, resolved_paths, write_traffic
-from autotune.domain.errors import InputError
-from autotune.domain.traffic import Traffic
-from autotune.domain.workload import TextFiles, Workload
+from autotune.domain.basics.errors import InputError
+from autotune.domain.load.traffic import Traffic
+from autotune.domain.load.workload import TextFiles, Workload
 
 Put = Callable[[str], Path]
 

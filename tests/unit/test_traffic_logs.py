@@ -15,7 +15,7 @@ from autotune.adapters.files.logged_requests import LogFormat, LoggedRequest, Re
 from autotune.adapters.files.synthetic_model import make_tiny_model
 from autotune.adapters.files.traffic_files import read_traffic, write_traffic
 from autotune.adapters.files.traffic_logs import traffic_from
-from autotune.domain.errors import InputError
+from autotune.domain.basics.errors import InputError
 
 LITELLM = {
     "id": "chatcmpl-1",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autotune.domain.transport import Transport, transport_of
+from autotune.domain.launches.transport import Transport, transport_of
 
 REAL = """
 [1795245091.092860] [vm:9963 :0]   | 63051436-71df-4281-b6b3-cd73b43 intra-node cfg#1                 |

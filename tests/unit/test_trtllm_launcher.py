@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.domain.config import SEARCHABLE, EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import (
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import SEARCHABLE, EngineConfig
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.launches.launch import (
     EngineEnvironment,
     Evidence,
     FailureClass,

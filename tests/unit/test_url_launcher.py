@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from autotune.domain.config import SEARCHABLE, EngineConfig
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.errors import InfeasibleConfigError, InputError
-from autotune.domain.hardware import DeviceKind
-from autotune.domain.launch import (
+from autotune.domain.basics.errors import InfeasibleConfigError, InputError
+from autotune.domain.configs.config import SEARCHABLE, EngineConfig
+from autotune.domain.hardware.hardware import DeviceKind
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.launches.launch import (
     EngineEnvironment,
     Evidence,
     FailureClass,

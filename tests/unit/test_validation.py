@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 from fakes import ENVIRONMENT, FakeLauncher, devices, hardware, study_spec
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.feasibility import Setting
-from autotune.domain.launch import LaunchContext, LaunchSpec, ProcessSpec
-from autotune.domain.study import Requirements
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.launches.launch import LaunchContext, LaunchSpec, ProcessSpec
+from autotune.domain.studies.feasibility import Setting
+from autotune.domain.studies.study import Requirements
 from autotune.runs.validation import Asking, SpaceVerdict, validate_space
 
 

@@ -9,18 +9,17 @@ from typing import Any
 import pytest
 from fakes import curve, launch_record, study_spec
 
-from autotune.domain.accelerators import AcceleratorTable
-from autotune.domain.config import EngineConfig
-from autotune.domain.contract import SlaAnswer
-from autotune.domain.deployment import Build, Deployment, deployment_of
-from autotune.domain.document import Surroundings, recommendation_document
-from autotune.domain.hardware import DeviceKind
-from autotune.domain.launch import Failure, FailureClass, LaunchSpec, Phase, ProcessSpec
-from autotune.domain.power import PowerBasis
-from autotune.domain.recommendation import Candidate, ledger_for, recommend
-from autotune.domain.records import LaunchRecord, Purpose, TrialRow, TrialState
-from autotune.domain.sla import Metric, Sla
-from autotune.domain.verification import (
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.accelerators import AcceleratorTable
+from autotune.domain.hardware.hardware import DeviceKind
+from autotune.domain.judging.sla import Metric, Sla
+from autotune.domain.launches.deployment import Build, Deployment, deployment_of
+from autotune.domain.launches.launch import Failure, FailureClass, LaunchSpec, Phase, ProcessSpec
+from autotune.domain.measuring.power import PowerBasis
+from autotune.domain.recommending.contract import SlaAnswer
+from autotune.domain.recommending.document import Surroundings, recommendation_document
+from autotune.domain.recommending.recommendation import Candidate, ledger_for, recommend
+from autotune.domain.recommending.verification import (
     Outcome,
     judge,
     not_judged,
@@ -28,6 +27,7 @@ from autotune.domain.verification import (
     verification_document,
     worst,
 )
+from autotune.domain.studies.records import LaunchRecord, Purpose, TrialRow, TrialState
 
 STUDY = study_spec()
 ROW = TrialRow(

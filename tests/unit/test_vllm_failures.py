@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.domain.launch import Evidence, Failure, FailureClass, Phase
+from autotune.domain.launches.launch import Evidence, Failure, FailureClass, Phase
 from launchers.vllm import LAUNCHER
 
 LOGS = Path(__file__).parents[1] / "data/vllm_logs"

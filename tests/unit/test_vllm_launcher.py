@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autotune.adapters.engines.environments import EngineEnvironments
-from autotune.domain.config import SEARCHABLE, EngineConfig
-from autotune.domain.errors import InfeasibleConfigError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import EngineEnvironment, LaunchContext, ProcessSpec
+from autotune.domain.basics.errors import InfeasibleConfigError
+from autotune.domain.configs.config import SEARCHABLE, EngineConfig
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.launches.launch import EngineEnvironment, LaunchContext, ProcessSpec
 from launchers.vllm import LAUNCHER
 
 FLAGS = {

@@ -10,11 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autotune.domain.measurement import WindowEnd
-from autotune.domain.power import Window
-from autotune.domain.progress import EndedRequest, EndedRequests, Progress, Steer
-from autotune.domain.sla import JointSla
-from autotune.domain.window import (
+from autotune.domain.judging.sla import JointSla
+from autotune.domain.judging.window import (
     LONGEST_TAIL_S,
     Finishing,
     Measuring,
@@ -25,6 +22,9 @@ from autotune.domain.window import (
     advance,
     closed_by_force,
 )
+from autotune.domain.load.progress import EndedRequest, EndedRequests, Progress, Steer
+from autotune.domain.measuring.measurement import WindowEnd
+from autotune.domain.measuring.power import Window
 
 LOOSE = JointSla.model_validate({"name": "loose", "attainment": 0.9, "slos": {"e2e": "100s"}})
 TIGHT = JointSla.model_validate({"name": "tight", "attainment": 0.9, "slos": {"e2e": "1ms"}})

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from autotune.domain.arrivals import GammaArrivals, RampArrivals
-from autotune.domain.lengths import FixedLength, LogNormalLength, distribution
-from autotune.domain.level import Level
-from autotune.domain.workload import CHAT_MESSAGE_TOKENS, CHAT_TOKENS, Conversations, Workload
+from autotune.domain.load.arrivals import GammaArrivals, RampArrivals
+from autotune.domain.load.lengths import FixedLength, LogNormalLength, distribution
+from autotune.domain.load.level import Level
+from autotune.domain.load.workload import CHAT_MESSAGE_TOKENS, CHAT_TOKENS, Conversations, Workload
 
 seeds = st.integers(0, 2**32 - 1)
 DRAWN = {"input_tokens": 10, "output_tokens": 5}

@@ -7,7 +7,7 @@ from importlib.resources import files
 
 from ruamel.yaml import YAML
 
-from autotune.domain.accelerators import AcceleratorTable
+from autotune.domain.hardware.accelerators import AcceleratorTable
 
 
 @lru_cache(maxsize=1)

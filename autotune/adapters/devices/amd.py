@@ -17,8 +17,8 @@ from typing import Any
 from autotune.adapters.devices.gpu_processes import foreign_processes
 from autotune.adapters.devices.islands import islands
 from autotune.adapters.power.amd import NOT_SUPPORTED, load_amdsmi
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device, DeviceKind
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device, DeviceKind
 
 Load = Callable[[], Any]
 

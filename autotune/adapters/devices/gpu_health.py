@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import pynvml
 
 from autotune.adapters.devices.nvml_handles import whole_gpu
-from autotune.domain.errors import BenchError, StudyCancelledError
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.node import CoolDown, DeviceHealth, NodeState
-from autotune.domain.progress import Cancelled
+from autotune.domain.basics.errors import BenchError, StudyCancelledError
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.hardware.node import CoolDown, DeviceHealth, NodeState
+from autotune.domain.load.progress import Cancelled
 
 Answer = TypeVar("Answer")
 

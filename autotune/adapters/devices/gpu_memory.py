@@ -9,8 +9,8 @@ from typing import Any
 import pynvml
 
 from autotune.adapters.devices import amd as devices_amd
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device, DeviceKind
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device, DeviceKind
 
 
 def used_memory(devices: Sequence[Device], nvml: Any = pynvml) -> Mapping[str, int]:

@@ -18,9 +18,9 @@ from autotune.adapters.devices import amd as devices_amd
 from autotune.adapters.devices import nvidia as devices_nvidia
 from autotune.adapters.power.amd import load_amdsmi
 from autotune.adapters.runtime_dir import default_runtime_dir
-from autotune.domain.errors import BenchError, DevicesBusyError
-from autotune.domain.hardware import Device, DeviceKind, Hardware
-from autotune.domain.placement import choose_devices
+from autotune.domain.basics.errors import BenchError, DevicesBusyError
+from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
+from autotune.domain.hardware.placement import choose_devices
 
 KFD = Path("/dev/kfd")
 """AMD's driver for computing is there where this is."""

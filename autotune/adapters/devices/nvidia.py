@@ -14,8 +14,8 @@ import pynvml
 from autotune.adapters.devices.gpu_health import CANNOT_SAY
 from autotune.adapters.devices.gpu_processes import foreign_processes
 from autotune.adapters.devices.islands import islands
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device, DeviceKind
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device, DeviceKind
 
 Answer = TypeVar("Answer")
 

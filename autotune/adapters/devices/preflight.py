@@ -13,9 +13,9 @@ import psutil
 
 from autotune.adapters.devices.gpu_health import GpuHealth
 from autotune.adapters.engines.kernel_log import read_log
-from autotune.domain.hardware import Device
-from autotune.domain.node import CoolDown, NodeState, XidCount
-from autotune.domain.progress import Cancelled
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.hardware.node import CoolDown, NodeState, XidCount
+from autotune.domain.load.progress import Cancelled
 
 CPU_SAMPLE_S = 0.5
 """The CPU's shares are means over this long."""

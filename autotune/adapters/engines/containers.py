@@ -18,10 +18,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import Container, Evidence, Failure, LaunchContext, LaunchSpec, ProcessSpec
-from autotune.domain.ports import Launcher, LauncherTraits
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.launches.launch import (
+    Container,
+    Evidence,
+    Failure,
+    LaunchContext,
+    LaunchSpec,
+    ProcessSpec,
+)
+from autotune.domain.studies.ports import Launcher, LauncherTraits
 
 SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_KEY", re.IGNORECASE)
 """Names of variables whose values stand on no command line, where every user of the machine reads them."""

@@ -11,7 +11,7 @@ import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
 from autotune.adapters.power.sampling import Sampling
-from autotune.domain.counters import CounterTrace
+from autotune.domain.measuring.counters import CounterTrace
 
 PERIOD_S = 1.0
 """Writing the page costs an engine's server some milliseconds: often enough, and no load of its own."""

@@ -26,10 +26,10 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from autotune.adapters.debian_packages import CPU_ENGINE_LIBRARIES, apt_line, missing_libraries
 from autotune.adapters.engines.containers import identity_command, probe_command, pull_command
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.hardware import DeviceKind
-from autotune.domain.launch import Container, EngineEnvironment
-from autotune.domain.ports import Launcher, LauncherTraits
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.hardware.hardware import DeviceKind
+from autotune.domain.launches.launch import Container, EngineEnvironment
+from autotune.domain.studies.ports import Launcher, LauncherTraits
 
 COMPLETE = "autotune-complete"
 """File that an installation writes last; a directory without it is an installation that was interrupted."""

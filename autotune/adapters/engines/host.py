@@ -23,9 +23,9 @@ from autotune.adapters.engines.running import (
     no_kernel_log,
 )
 from autotune.adapters.runtime_dir import default_runtime_dir
-from autotune.domain.errors import BenchError, StudyCancelledError
-from autotune.domain.launch import EngineDiedError, LaunchSpec, Phase
-from autotune.domain.progress import Cancelled
+from autotune.domain.basics.errors import BenchError, StudyCancelledError
+from autotune.domain.launches.launch import EngineDiedError, LaunchSpec, Phase
+from autotune.domain.load.progress import Cancelled
 
 HEALTH_TIMEOUT_S = 5.0
 PORTS_TIMEOUT_S = 5.0

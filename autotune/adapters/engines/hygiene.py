@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 
 from autotune.adapters.devices.gpu_memory import used_memory
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device
 
 GPU_TIMEOUT_S = 60.0
 """How long a driver may take to free the memory of processes that are gone."""

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from autotune.adapters.debian_packages import apt_line, missing_packages
 from autotune.adapters.engines.environments import COMPLETE
-from autotune.domain.errors import InputError, InputProblem
+from autotune.domain.basics.errors import InputError, InputProblem
 
 Echo = Callable[[str], None]
 """Takes one line of progress."""

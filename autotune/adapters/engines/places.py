@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autotune.domain.launch import LaunchSpec, ProcessSpec
+from autotune.domain.launches.launch import LaunchSpec, ProcessSpec
 
 HOST = "127.0.0.1"
 _PORTS = range(20_000, 32_768)

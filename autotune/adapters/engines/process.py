@@ -16,9 +16,9 @@ from pathlib import Path
 
 from autotune.adapters.engines import warden
 from autotune.adapters.engines.places import HOST
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import DeviceKind
-from autotune.domain.launch import Evidence, Phase, ProcessSpec
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import DeviceKind
+from autotune.domain.launches.launch import Evidence, Phase, ProcessSpec
 
 HTTP_OK = http.HTTPStatus.OK
 POLL_S = 0.1

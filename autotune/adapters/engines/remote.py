@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 
 from autotune.adapters.engines.counters import CounterSampling, counting, read_counters
 from autotune.adapters.load.openai_requests import authorization
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.errors import InputError, InputProblem, StudyCancelledError
-from autotune.domain.launch import EngineDiedError, Evidence, LaunchSpec, Phase
-from autotune.domain.progress import Cancelled
+from autotune.domain.basics.errors import InputError, InputProblem, StudyCancelledError
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.launches.launch import EngineDiedError, Evidence, LaunchSpec, Phase
+from autotune.domain.load.progress import Cancelled
 
 MODELS = "/v1/models"
 HEALTH = "/health"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from autotune.adapters.engines.counters import CounterSampling, combined, counting, read_counters
 from autotune.adapters.engines.process import HTTP_OK, POLL_S, EngineProcess, first_dead
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.launch import Evidence, LaunchSpec, Phase
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.launches.launch import Evidence, LaunchSpec, Phase
 
 COUNTERS_TIMEOUT_S = 2.0
 RESET_TIMEOUT_S = 10.0

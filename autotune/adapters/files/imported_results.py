@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.observations import Observation
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.studies.observations import Observation
 
 MOST_BYTES = 1 << 30
 PERCENTILES = ("p50", "p90", "p95", "p99")

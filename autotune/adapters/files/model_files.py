@@ -11,9 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from autotune.domain.checkpoint import StoredWeights
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.model import ModelShape
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.models.checkpoint import StoredWeights
+from autotune.domain.models.model import ModelShape
 
 _REMEDY = "name a directory that holds a model in Hugging Face layout, or fetch the model again"
 _QUANTIZATION_FILES = ("hf_quant_config.json", "quantize_config.json", "quant_config.json")

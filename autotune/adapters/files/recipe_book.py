@@ -6,7 +6,7 @@ from importlib.resources import files
 
 from ruamel.yaml import YAML
 
-from autotune.domain.recipes import RecipeBook
+from autotune.domain.configs.recipes import RecipeBook
 
 
 def read_recipes() -> RecipeBook:

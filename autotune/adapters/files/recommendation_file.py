@@ -14,8 +14,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.scalarstring import LiteralScalarString
 
-from autotune.domain.contract import VERSION, RecommendationDocument
-from autotune.domain.errors import InputError, InputProblem
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.recommending.contract import VERSION, RecommendationDocument
 
 SUFFIXES = {".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 MOST_BYTES = 64 << 20

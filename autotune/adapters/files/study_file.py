@@ -12,12 +12,12 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from autotune.domain.config import SEARCHABLE, Value
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.hardware import Hardware
-from autotune.domain.sla import Sla
-from autotune.domain.space import SearchSpace
-from autotune.domain.study import StudySpec
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.configs.config import SEARCHABLE, Value
+from autotune.domain.configs.space import SearchSpace
+from autotune.domain.hardware.hardware import Hardware
+from autotune.domain.judging.sla import Sla
+from autotune.domain.studies.study import StudySpec
 
 Path_ = tuple[str | int, ...]
 

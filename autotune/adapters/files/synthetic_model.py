@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from autotune.domain.errors import InputError, InputProblem
+from autotune.domain.basics.errors import InputError, InputProblem
 
 _GENERATOR = 1
 """Version of what this module writes; raised with every change of its output."""

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from autotune.adapters.files.tokenizer_files import read_tokenizer
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.prompts import PromptSource, RandomTokens, Segment
-from autotune.domain.workload import TextFiles, Workload
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.load.prompts import PromptSource, RandomTokens, Segment
+from autotune.domain.load.workload import TextFiles, Workload
 
 MOST_CHARACTERS = 8_000_000
 """Text beyond this is left unread: it is some two million tokens."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from autotune.domain.errors import InputError, InputProblem
+from autotune.domain.basics.errors import InputError, InputProblem
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

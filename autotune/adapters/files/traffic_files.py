@@ -27,9 +27,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.traffic import Traffic
-from autotune.domain.workload import TextFiles, Workload
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.load.traffic import Traffic
+from autotune.domain.load.workload import TextFiles, Workload
 
 BLOCK_TOKENS = 512
 """Block size of Mooncake's traces."""

@@ -14,8 +14,8 @@ from tokenizers import Tokenizer
 
 from autotune.adapters.files.logged_requests import LoggedRequest
 from autotune.adapters.files.tokenizer_files import read_tokenizer
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.traffic import Traffic
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.load.traffic import Traffic
 
 BLOCK_TOKENS = 64
 """Prompts are compared in blocks of this many tokens."""

@@ -17,12 +17,12 @@ from autotune.adapters.load.connection_pool import ConnectionPool
 from autotune.adapters.load.messages import Done, Increment
 from autotune.adapters.load.openai_requests import RequestWriter
 from autotune.adapters.load.sse_protocol import Exchange
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.errors import BenchError
-from autotune.domain.load_plan import LoadPlan
-from autotune.domain.measurement import ClientHealth, RequestTable
-from autotune.domain.pacing import Agenda
-from autotune.domain.progress import EndedRequest
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.load.load_plan import LoadPlan
+from autotune.domain.load.pacing import Agenda
+from autotune.domain.load.progress import EndedRequest
+from autotune.domain.measuring.measurement import ClientHealth, RequestTable
 
 TICK_S = 0.05
 """How often deadlines and the end are looked at, and by that the lateness of the event loop."""

@@ -21,12 +21,11 @@ import numpy as np
 from autotune.adapters.load.messages import Done, Failed, Increment, Prepare, Ready, Report, Start, Stop
 from autotune.adapters.load.openai_requests import RequestWriter
 from autotune.adapters.load.process import LoadProcess
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.errors import BenchError, StudyCancelledError
-from autotune.domain.load_plan import LoadPlan
-from autotune.domain.measurement import ClientHealth, LoadResult, RequestTable
-from autotune.domain.pacing import share_out, shares
-from autotune.domain.progress import (
+from autotune.domain.basics.errors import BenchError, StudyCancelledError
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.load.load_plan import LoadPlan
+from autotune.domain.load.pacing import share_out, shares
+from autotune.domain.load.progress import (
     Cancelled,
     EndedRequest,
     EndedRequests,
@@ -36,6 +35,7 @@ from autotune.domain.progress import (
     Steering,
     to_the_end,
 )
+from autotune.domain.measuring.measurement import ClientHealth, LoadResult, RequestTable
 
 TICK_S = 0.05
 """How often the engine's life and cancelling are looked at."""

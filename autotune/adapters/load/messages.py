@@ -12,10 +12,10 @@ import pickle
 import struct
 from dataclasses import dataclass
 
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.load_plan import LoadPlan
-from autotune.domain.measurement import ClientHealth, RequestTable
-from autotune.domain.progress import Floats
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.load.load_plan import LoadPlan
+from autotune.domain.load.progress import Floats
+from autotune.domain.measuring.measurement import ClientHealth, RequestTable
 
 HEADER = struct.Struct("!Q")
 

@@ -8,9 +8,9 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.load_plan import LoadPlan, PlannedRequest
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.load.load_plan import LoadPlan, PlannedRequest
 
 PATHS = {"completions": "/v1/completions", "chat": "/v1/chat/completions"}
 PORTS = {"http": 80, "https": 443}

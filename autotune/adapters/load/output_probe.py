@@ -17,10 +17,10 @@ from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from autotune.domain.answers import Answer, AnswerTerms, NoAnswerError, Question, Step
-from autotune.domain.endpoint import Endpoint
-from autotune.domain.errors import StudyCancelledError
-from autotune.domain.progress import Cancelled
+from autotune.domain.basics.errors import StudyCancelledError
+from autotune.domain.judging.answers import Answer, AnswerTerms, NoAnswerError, Question, Step
+from autotune.domain.launches.endpoint import Endpoint
+from autotune.domain.load.progress import Cancelled
 
 TOP = 20
 """Likeliest tokens asked for: as many as vLLM gives unless it is told otherwise (`--max-logprobs`)."""

@@ -10,7 +10,7 @@ import sys
 import tempfile
 
 from autotune.adapters.load.messages import Order, Report, Unframer, framed
-from autotune.domain.errors import BenchError
+from autotune.domain.basics.errors import BenchError
 
 SEND_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 5.0

@@ -21,8 +21,8 @@ from typing import Any, Protocol, cast
 
 import httptools
 
-from autotune.domain.measurement import RequestRecord
-from autotune.domain.progress import EndedRequest
+from autotune.domain.load.progress import EndedRequest
+from autotune.domain.measuring.measurement import RequestRecord
 
 HTTP_OK = 200
 ERROR_TEXT_LENGTH = 500

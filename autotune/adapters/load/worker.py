@@ -1,6 +1,6 @@
 """A load client as a process: ``python -m autotune.adapters.load.worker SOCKET_FD TUNER_PID``.
 
-It does what the tuner orders over a socket (see load_messages), and ends when the tuner does, however it
+It does what the tuner orders over a socket (see messages), and ends when the tuner does, however it
 ends: a socket that closed is the order to end, and so is another parent, for the case that something else
 holds the socket open. The kernel's own signal for it, PR_SET_PDEATHSIG, would come when the *thread* ends
 that started the worker.
@@ -21,7 +21,7 @@ import uvloop
 
 from autotune.adapters.load.client import Drive
 from autotune.adapters.load.messages import HEADER, Failed, Order, Prepare, Ready, Report, Start, Stop, framed
-from autotune.domain.errors import BenchError
+from autotune.domain.basics.errors import BenchError
 
 FIRST_IN_LINE = -20
 """Niceness asked for: an engine that keeps every core busy must not be what delays the clock on it."""

@@ -22,9 +22,9 @@ from typing import Any
 from autotune.adapters.devices.gpu_processes import foreign_processes
 from autotune.adapters.power.reading import Reading, Recording, device_power
 from autotune.adapters.power.sampling import Sampling
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device
-from autotune.domain.power import DevicePower, PowerBasis, PowerTrace, Slowdown
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.measuring.power import DevicePower, PowerBasis, PowerTrace, Slowdown
 
 PERIOD_S = 0.1
 PROCESSES_PERIOD_S = 1.0

@@ -22,9 +22,9 @@ from autotune.adapters.power.http_reader import TIMEOUT_S, HttpReader
 from autotune.adapters.power.nvml import slowdown
 from autotune.adapters.power.reading import Reading, Recording, device_power
 from autotune.adapters.power.sampling import Sampling
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device
-from autotune.domain.power import PowerBasis, PowerTrace
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.measuring.power import PowerBasis, PowerTrace
 
 PERIOD_S = 0.25
 """Between scrapes; a quarter of the shortest period that exporters are usually run with."""

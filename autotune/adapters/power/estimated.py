@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 
 from autotune.adapters.power.sampling import Sampling
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device
-from autotune.domain.power import DevicePower, PowerBasis, PowerTrace
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.measuring.power import DevicePower, PowerBasis, PowerTrace
 
 PERIOD_S = 0.1
 """The kernel counts CPU time in ticks of 10 ms: ten to a sample."""

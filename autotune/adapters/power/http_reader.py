@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import urlsplit
 
-from autotune.domain.errors import BenchError, InputError, InputProblem
+from autotune.domain.basics.errors import BenchError, InputError, InputProblem
 
 TIMEOUT_S = 4.0
 """Under the 5 s after which sampling gives a meter up, so that the error names the server."""

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 
 from autotune.adapters.power.reading import Reading, Recording, device_power
 from autotune.adapters.power.sampling import Sampling
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device
-from autotune.domain.power import PowerBasis, PowerScope, PowerTrace
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.measuring.power import PowerBasis, PowerScope, PowerTrace
 
 PERIOD_S = 2.0
 TIMEOUT_S = 4.0

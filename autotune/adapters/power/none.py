@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from autotune.domain.hardware import Device
-from autotune.domain.power import PowerBasis, PowerTrace
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.measuring.power import PowerBasis, PowerTrace
 
 
 class NoPowerMeter:

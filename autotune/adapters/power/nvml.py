@@ -21,9 +21,9 @@ from autotune.adapters.devices.gpu_processes import foreign_processes
 from autotune.adapters.devices.nvml_handles import whole_gpu
 from autotune.adapters.power.reading import Reading, Recording, device_power, floats
 from autotune.adapters.power.sampling import Sampling
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device
-from autotune.domain.power import DevicePower, PowerBasis, PowerScope, PowerTrace, Slowdown
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.measuring.power import DevicePower, PowerBasis, PowerScope, PowerTrace, Slowdown
 
 PERIOD_S = 0.05
 CONDITIONS_PERIOD_S = 1.0

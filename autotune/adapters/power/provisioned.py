@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autotune.domain.accelerators import AcceleratorTable
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.hardware import Device
-from autotune.domain.power import DevicePower, PowerBasis, PowerTrace
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.hardware.accelerators import AcceleratorTable
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.measuring.power import DevicePower, PowerBasis, PowerTrace
 
 
 class ProvisionedPowerMeter:

@@ -18,9 +18,9 @@ import numpy as np
 
 from autotune.adapters.power.reading import Recording, floats
 from autotune.adapters.power.sampling import Sampling
-from autotune.domain.errors import BenchError
-from autotune.domain.hardware import Device
-from autotune.domain.power import DevicePower, Floats, PowerBasis, PowerScope, PowerTrace
+from autotune.domain.basics.errors import BenchError
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.measuring.power import DevicePower, Floats, PowerBasis, PowerScope, PowerTrace
 
 ROOT = Path("/sys/class/powercap")
 PERIOD_S = 0.1

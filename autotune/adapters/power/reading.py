@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from autotune.domain.power import Conditions, DevicePower, Floats, PowerTrace, Slowdown
+from autotune.domain.measuring.power import Conditions, DevicePower, Floats, PowerTrace, Slowdown
 
 Sample = TypeVar("Sample")
 

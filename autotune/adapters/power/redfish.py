@@ -21,9 +21,9 @@ from typing import Any
 from autotune.adapters.power.http_reader import TIMEOUT_S, HttpReader
 from autotune.adapters.power.reading import Reading, Recording, device_power
 from autotune.adapters.power.sampling import Sampling
-from autotune.domain.errors import BenchError, InputError, InputProblem
-from autotune.domain.hardware import Device
-from autotune.domain.power import PowerBasis, PowerScope, PowerTrace
+from autotune.domain.basics.errors import BenchError, InputError, InputProblem
+from autotune.domain.hardware.hardware import Device
+from autotune.domain.measuring.power import PowerBasis, PowerScope, PowerTrace
 
 PERIOD_S = 2.0
 """Controllers renew their figure about every second, and are small computers."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from autotune.domain.errors import BenchError
+from autotune.domain.basics.errors import BenchError
 
 Sample = TypeVar("Sample")
 

@@ -23,9 +23,9 @@ import pynvml
 
 from autotune.adapters.engines.process import EngineProcess, records_in
 from autotune.adapters.runtime_dir import default_runtime_dir
-from autotune.domain.errors import BenchError, InfeasibleConfigError, InputError, InputProblem
-from autotune.domain.hardware import Device, DeviceKind
-from autotune.domain.launch import ProcessSpec
+from autotune.domain.basics.errors import BenchError, InfeasibleConfigError, InputError, InputProblem
+from autotune.domain.hardware.hardware import Device, DeviceKind
+from autotune.domain.launches.launch import ProcessSpec
 
 POWER_LIMIT = "power_limit"
 CLOCKS = "clocks"

@@ -13,13 +13,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
 
-from autotune.domain.accelerators import Accelerator
-from autotune.domain.config import EngineConfig
-from autotune.domain.forecast import Forecast
-from autotune.domain.model import ModelShape
-from autotune.domain.power import PowerBasis
-from autotune.domain.prior import Expected, NotCovered, Prediction, within
-from autotune.domain.roofline_prior import Promise
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.accelerators import Accelerator
+from autotune.domain.measuring.power import PowerBasis
+from autotune.domain.models.model import ModelShape
+from autotune.domain.search.forecast import Forecast
+from autotune.domain.search.prior import Expected, NotCovered, Prediction, within
+from autotune.domain.search.roofline_prior import Promise
 
 SOURCE = "aiconfigurator"
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from pydantic import ValidationError
 
 from autotune.adapters.store.catalog import SqlCatalog
-from autotune.domain.records import TrialRow, TrialState
-from autotune.domain.study import StudySpec
-from autotune.domain.transfer import FEWEST, Earlier, Task, Trial
+from autotune.domain.search.transfer import FEWEST, Earlier, Task, Trial
+from autotune.domain.studies.records import TrialRow, TrialState
+from autotune.domain.studies.study import StudySpec
 
 _TOLD = frozenset({TrialState.MEASURED, TrialState.INFEASIBLE})
 

@@ -23,7 +23,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from autotune.adapters.search.forest import Forest
-from autotune.domain.acquisition import Outlook, most_to_gain
+from autotune.domain.search.acquisition import Outlook, most_to_gain
 
 Floats = NDArray[np.float64]
 Params = Mapping[str, Any]

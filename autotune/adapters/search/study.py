@@ -13,9 +13,9 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from autotune.domain.config import EngineConfig, Value
-from autotune.domain.ports import Outcome, Suggestion
-from autotune.domain.space import Branch, IntRange
+from autotune.domain.configs.config import EngineConfig, Value
+from autotune.domain.configs.space import Branch, IntRange
+from autotune.domain.studies.ports import Outcome, Suggestion
 
 CONFIG_ATTR = "configuration"
 ENGINE = "engine"

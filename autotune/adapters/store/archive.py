@@ -20,12 +20,15 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 from pydantic import TypeAdapter
 
 from autotune.adapters.search.study import frozen_trial
-from autotune.domain.config import EngineConfig
-from autotune.domain.counters import CounterTrace
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.launch import Failure, FailureClass, Phase
-from autotune.domain.level import Level
-from autotune.domain.measurement import (
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.node import read_node_state
+from autotune.domain.judging.quality import QualityVerdict, ReferenceAnswers
+from autotune.domain.launches.launch import Failure, FailureClass, Phase
+from autotune.domain.launches.transport import Transport
+from autotune.domain.load.level import Level
+from autotune.domain.measuring.counters import CounterTrace
+from autotune.domain.measuring.measurement import (
     REQUEST_COLUMNS,
     ClientHealth,
     Floats,
@@ -34,11 +37,15 @@ from autotune.domain.measurement import (
     RequestTable,
     WindowEnd,
 )
-from autotune.domain.node import read_node_state
-from autotune.domain.power import Conditions, DevicePower, PowerBasis, PowerScope, PowerTrace, Window
-from autotune.domain.quality import QualityVerdict, ReferenceAnswers
-from autotune.domain.records import LaunchRecord, Purpose
-from autotune.domain.transport import Transport
+from autotune.domain.measuring.power import (
+    Conditions,
+    DevicePower,
+    PowerBasis,
+    PowerScope,
+    PowerTrace,
+    Window,
+)
+from autotune.domain.studies.records import LaunchRecord, Purpose
 
 LAUNCH_FILE, ANSWERS_FILE = "launch.json", "answers.json"
 REQUESTS_FILE, SERIES_FILE = "requests.parquet", "series.parquet"

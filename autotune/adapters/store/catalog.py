@@ -10,10 +10,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.errors import InputError, InputProblem
-from autotune.domain.observations import Observation
-from autotune.domain.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
+from autotune.domain.basics.errors import InputError, InputProblem
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.studies.observations import Observation
+from autotune.domain.studies.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
 
 SCHEMA_VERSION = 3
 _METADATA = sa.MetaData()

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from autotune.domain.events import Event
-from autotune.domain.level import Level
-from autotune.domain.ports import EventSink
+from autotune.domain.load.level import Level
+from autotune.domain.studies.events import Event
+from autotune.domain.studies.ports import EventSink
 
 JOURNAL_FILE = "journal.jsonl"
 _TAIL_BYTES = 64 * 1024

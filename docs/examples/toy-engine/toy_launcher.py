@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from autotune.domain.config import EngineConfig
-from autotune.domain.hardware import DeviceKind
-from autotune.domain.launch import Evidence, Failure, FailureClass, LaunchContext, LaunchSpec, ProcessSpec
-from autotune.domain.ports import Launcher, LauncherTraits
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.hardware.hardware import DeviceKind
+from autotune.domain.launches.launch import (
+    Evidence,
+    Failure,
+    FailureClass,
+    LaunchContext,
+    LaunchSpec,
+    ProcessSpec,
+)
+from autotune.domain.studies.ports import Launcher, LauncherTraits
 from launchers.assembled import AssembledLauncher
 from launchers.failures import FailureRules, classify
 from launchers.options import HOST_WORDS, FlagTable, refuse_words, split_command

@@ -1,0 +1,1 @@
+"""What everything else is said with: errors for users, units, levels of evidence."""

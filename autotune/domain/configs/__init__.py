@@ -1,0 +1,1 @@
+"""The common vocabulary of configurations, spaces of them, recipes."""

@@ -1,0 +1,1 @@
+"""The machine: accelerators and their constants, nodes and their state, placement."""

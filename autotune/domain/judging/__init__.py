@@ -1,0 +1,1 @@
+"""What a measurement is worth: SLAs, scores, verdicts on windows, ledgers, quality."""

@@ -1,0 +1,1 @@
+"""What a launch is: processes, endpoints, transport between pools, what is deployed of it."""

@@ -1,0 +1,1 @@
+"""The load: workloads, arrivals, lengths, prompts, and the plan of what is sent when."""

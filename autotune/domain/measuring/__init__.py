@@ -1,0 +1,1 @@
+"""What was measured, and with what certainty: requests, power, counters, intervals."""

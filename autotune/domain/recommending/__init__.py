@@ -1,0 +1,1 @@
+"""The answer: finals, the recommendation, the contract, its deployments, its verification."""

@@ -1,0 +1,1 @@
+"""What to launch and which load to drive next: priors, trust, surrogates, the load boundary."""

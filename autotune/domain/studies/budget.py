@@ -1,0 +1,87 @@
+"""Whether a budget covers what is still to come."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from autotune.domain.studies.records import TrialRow, TrialState
+from autotune.domain.studies.study import Budget, StudySpec
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """Launches, wall seconds, and device-seconds: spent, or ahead."""
+
+    launches: int
+    wall_s: float
+    device_s: float
+
+    def __add__(self, other: Spend) -> Spend:
+        return Spend(
+            self.launches + other.launches, self.wall_s + other.wall_s, self.device_s + other.device_s
+        )
+
+
+def covers(budget: Budget, spend: Spend) -> bool:
+    """Whether every bound of the budget holds for a spend."""
+    return (
+        (budget.launches is None or spend.launches <= budget.launches)
+        and (budget.wall_time is None or spend.wall_s <= budget.wall_time)
+        and (budget.accelerator_hours is None or spend.device_s <= budget.accelerator_hours * 3600)
+    )
+
+
+def time_left_s(budget: Budget, spend: Spend, devices: int) -> float:
+    """How long one launch on so many devices may last, after what is spent and set aside."""
+    left_s = [math.inf]
+    if budget.wall_time is not None:
+        left_s.append(budget.wall_time - spend.wall_s)
+    if budget.accelerator_hours is not None:
+        left_s.append((budget.accelerator_hours * 3600 - spend.device_s) / devices)
+    return min(left_s)
+
+
+def spent(rows: Sequence[TrialRow], study: StudySpec, wall_s: float) -> Spend:
+    """What a study's trials cost so far; bench failures cost time, but are no launches of the budget."""
+    return Spend(
+        launches=sum(was_judged(row) for row in rows),
+        wall_s=wall_s,
+        device_s=sum(row.total_s * study.devices_held(row.config) for row in rows),
+    )
+
+
+def was_judged(row: TrialRow) -> bool:
+    """Whether an engine was started for a trial, and the configuration judged by it."""
+    return row.state in {TrialState.MEASURED, TrialState.INFEASIBLE, TrialState.CENSORED}
+
+
+def next_launch(rows: Sequence[TrialRow], study: StudySpec) -> Spend:
+    """What one more launch of the search will likely cost: the median of those before it."""
+    judged = [row for row in rows if was_judged(row)]
+    return Spend(
+        launches=1,
+        wall_s=median([row.total_s for row in judged] or [0.0]),
+        device_s=median([row.total_s * study.devices_held(row.config) for row in judged] or [0.0]),
+    )
+
+
+def finals(rows: Sequence[TrialRow], study: StudySpec, count: int) -> Spend:
+    """What ``count`` finals will likely cost: a start each, and a window for every SLA."""
+    judged = [row for row in rows if was_judged(row)]
+    start_s = median([row.launch_s for row in judged] or [0.0])
+    load_s = len(study.slas) * (study.measurement.warmup + study.measurement.final_window)
+    devices = max((study.devices_held(row.config) for row in judged), default=1)
+    wall_s = count * (start_s + load_s)
+    return Spend(launches=count, wall_s=wall_s, device_s=wall_s * devices)
+
+
+def soak(rows: Sequence[TrialRow], study: StudySpec, levels: int) -> Spend:
+    """What one launch that soaks at so many levels will likely cost."""
+    judged = [row for row in rows if was_judged(row)]
+    start_s = median([row.launch_s for row in judged] or [0.0])
+    wall_s = start_s + levels * (study.measurement.warmup + study.soak_s)
+    devices = max((study.devices_held(row.config) for row in judged), default=1)
+    return Spend(launches=1, wall_s=wall_s, device_s=wall_s * devices)
