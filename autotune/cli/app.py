@@ -102,7 +102,8 @@ def tune(
 ) -> None:
     """Run a study: launch engines, drive load, measure, and recommend a configuration per SLA.
 
-    A study that was interrupted goes on where it stopped; of one that is finished the result is shown.
+    A study that was interrupted goes on where it stopped, and so does a finished one whose budget was
+    changed; else the result of a finished one is shown.
     """
     study = wiring.load_study(study_file, _overrides(study_file, engine, model, name, storage))
     _run(study, as_json=as_json)

@@ -38,7 +38,7 @@ from autotune.runs.trials import outcome_of, settle_interrupted
 from autotune.wiring.bench import basis_for, benches_for, kind_of
 from autotune.wiring.engines import environment_for, hardware_for, launcher_of
 from autotune.wiring.priors import Ground, first_trials
-from autotune.wiring.store import Store
+from autotune.wiring.store import Store, study_of
 
 SPACES = Path(str(files("search_spaces")))
 
@@ -98,11 +98,14 @@ def baseline_config(study: StudySpec) -> EngineConfig | None:
 def tune(study: StudySpec, store: Store, sink: EventSink, cancelled: Cancelled) -> None:
     """Run a study, or go on with one that was interrupted; raises StudyCancelledError, BenchError.
 
-    A study of that name that is finished is left as it is; one that differs is refused.
+    A study of that name that is finished is left as it is, unless its budget was changed: then it goes on.
+    One that differs in anything else is refused.
     """
     earlier = _claim(study, store)
-    if earlier is not None and earlier.status is StudyStatus.FINISHED:
-        sink(Notice(f"study {study.name} is finished; to run it once more give it a --name of its own"))
+    finished = earlier is not None and earlier.status is StudyStatus.FINISHED
+    if earlier and finished and study_of(earlier).budget == study.budget:
+        what = "to go on with it raise its budget, to run it once more give it a --name of its own"
+        sink(Notice(f"study {study.name} is finished; {what}"))
         return
     spent_s = earlier.spent_s if earlier else 0.0
     row = StudyRow(
@@ -135,8 +138,9 @@ def _claim(study: StudySpec, store: Store) -> StudyRow | None:
     if row.status is StudyStatus.RUNNING and _is_alive(row.owner):
         remedy = "wait for it, stop it with Ctrl-C, or give this one a --name of its own"
         raise InputError(InputProblem(where, f"is being run by process {row.owner}", remedy))
-    before, now = StudySpec.model_validate_json(row.spec), study
-    changed = [key for key in StudySpec.model_fields if getattr(before, key) != getattr(now, key)]
+    before, now = study_of(row), study
+    others = [key for key in StudySpec.model_fields if key != "budget"]
+    changed = [key for key in others if getattr(before, key) != getattr(now, key)]
     if changed:
         what = f"is in {store.url} already, and differs in: {', '.join(changed)}"
         remedy = f"give this one a --name of its own, or go on with that one: autotune resume {study.name}"

@@ -257,6 +257,26 @@ def test_kill_9_leaves_no_engine_and_no_trial_running(autotune: Autotune, engine
     assert any(t["purpose"] == "final" for t in shown)
 
 
+def test_a_finished_study_goes_on_with_a_larger_budget_and_with_nothing_else(
+    autotune: Autotune, engine: Path, folder: Path
+) -> None:
+    study = folder / "small.yaml"
+    whole = study.read_text()
+    study.write_text(whole.replace("launches: 6", "launches: 4"))
+    autotune("tune", "small.yaml", "--engine", f"vllm={engine}")
+    before = trials(autotune)
+
+    study.write_text(whole.replace("launches: 6", "launches: 10"))
+    autotune("tune", "small.yaml", "--engine", f"vllm={engine}")
+    after = trials(autotune)
+    assert after[: len(before)] == before
+    assert any(t["purpose"] == "search" for t in after[len(before) :])
+
+    study.write_text(study.read_text().replace("ttft: 60ms", "ttft: 70ms"))
+    refused = autotune("tune", "small.yaml", "--engine", f"vllm={engine}", code=2)
+    assert "is in sqlite:///studies.db already, and differs in: slas" in refused.stderr
+
+
 def test_one_study_is_not_run_twice_at_once(autotune: Autotune, engine: Path, folder: Path) -> None:
     with started(folder, engine) as process:
         wait_for("loading", process)
