@@ -36,6 +36,8 @@ from search_tables import Problem, Track, energy_problems, read_models, read_tab
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "bench"
 OURS = "autotune"
+WIDTH = 110
+"""Columns that the tables need."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,7 @@ def _tell_shared(bench: Bench, console: Console) -> None:
 def main() -> None:
     given = _arguments()
     started = time.monotonic()
-    console = Console()
+    console = Console(width=max(Console().width, WIDTH))
     tracks = given.track or list(Track)
     problems = _all_problems(given.tables, tracks)
     if not problems:
