@@ -157,6 +157,7 @@ def test_a_sound_launch_is_measured_closed_loop_first_then_at_offered_rates(tmp_
         Phase.PREFLIGHT,
         Phase.STARTING,
         Phase.FIRST_REQUEST,
+        Phase.EXAMINING,
         Phase.LOADING,
         Phase.STOPPING,
     ]
