@@ -34,7 +34,9 @@ def test_an_error_common_to_all_changes_no_order() -> None:
     assert np.argsort(posterior.mean).tolist() == np.argsort(PRIOR).tolist()
 
 
-def test_draws_scatter_as_the_covariance_says() -> None:
-    posterior = condition(PRIOR, covariance(), SEEN, np.array([0.5]), NOISE)
-    drawn = posterior.samples(4000, np.random.default_rng(0))
-    assert np.allclose(np.cov(drawn.T), posterior.covariance, atol=0.1)
+def test_values_that_err_alike_are_each_corrected_as_if_alone() -> None:
+    both = np.column_stack([PRIOR, 2 * PRIOR])
+    posterior = condition(both, covariance(), SEEN, np.array([[0.5, -0.5]]), NOISE)
+    for column, observed in enumerate((0.5, -0.5)):
+        alone = condition(both[:, column], covariance(), SEEN, np.array([observed]), NOISE)
+        assert np.allclose(posterior.mean[:, column], alone.mean)

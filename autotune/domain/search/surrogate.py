@@ -45,24 +45,19 @@ class Beliefs:
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """Joint normal distribution of all candidates' values."""
+    """Joint normal distribution of all candidates' values; of several, ``covariance`` is that of each."""
 
     mean: Floats
     covariance: Floats
-
-    def samples(self, number: int, rng: np.random.Generator) -> Floats:
-        """Draws, [number, candidates]."""
-        size = len(self.mean)
-        values, vectors = np.linalg.eigh(self.covariance + _JITTER * np.eye(size))
-        root = vectors * np.sqrt(np.maximum(values, 0.0))
-        drawn: Floats = self.mean + rng.standard_normal((number, size)) @ root.T
-        return drawn
 
 
 def condition(
     mean: Floats, covariance: Floats, seen: NDArray[np.int64], observed: Floats, noise: Floats
 ) -> Posterior:
-    """Distribution after observations of the candidates ``seen``, ``noise`` the standard error of each."""
+    """Distribution after observations of the candidates ``seen``, ``noise`` the standard error of each.
+
+    ``mean`` [candidates] and ``observed`` [seen] may have columns alike: values that err with one covariance.
+    """
     if not len(seen):
         return Posterior(mean, covariance)
     gram = covariance[np.ix_(seen, seen)] + np.diag(noise**2 + _JITTER)
