@@ -76,7 +76,7 @@ def measure_levels(bench: LoadBench, study: StudySpec, levels: Levels) -> Iterat
     """Measure one workload's levels until enough; raises EngineDiedUnderLoadError, BenchError."""
     curve: LoadCurve = ()
     while isinstance(step := levels(curve), Step):
-        measurement = measure_level(bench, study, step.level, length=step.length)
+        measurement = measure_level(bench, study, step.level, length=step.length, turn=len(curve))
         curve = (*curve, measurement)
         bench.sink(
             LevelMeasured(

@@ -93,15 +93,17 @@ def window_rules(study: StudySpec, level: Level, length: Length) -> WindowRules:
     )
 
 
-def measure_level(bench: LoadBench, study: StudySpec, level: Level, *, length: Length) -> Measurement:
-    """Measure a level, again where the bench spoiled it.
+def measure_level(
+    bench: LoadBench, study: StudySpec, level: Level, *, length: Length, turn: int = 0
+) -> Measurement:
+    """Measure a level, again where the bench spoiled it; ``turn`` is how many this engine had before it.
 
     Raises EngineDiedUnderLoadError, EngineStalledError where it only does not answer any more, BenchError.
     """
     spoiled = ""
     for attempt, pause_s in enumerate(PAUSES_S):
         _pause(pause_s, bench)
-        measurement = _measure(bench, study, level, length=length, attempt=attempt)
+        measurement = _measure(bench, study, level, length=length, draw=f"{turn} {attempt}")
         spoiled = why_spoiled(measurement, study.workload(level.workload).prefix_hits)
         if not spoiled:
             return measurement
@@ -144,12 +146,11 @@ def _pause(seconds: float, bench: LoadBench) -> None:
         time.sleep(min(POLL_S, seconds))
 
 
-def _measure(
-    bench: LoadBench, study: StudySpec, level: Level, *, length: Length, attempt: int
-) -> Measurement:
+def _measure(bench: LoadBench, study: StudySpec, level: Level, *, length: Length, draw: str) -> Measurement:
     rules = window_rules(study, level, length)
-    # A seed of its own for each launch, level and attempt: no prompt is ever seen twice by an engine.
-    seed = zlib.crc32(f"{study.seed} {bench.number} {level} {attempt}".encode())
+    # A seed of its own for each launch, turn and attempt, for a level may have several turns: no prompt is
+    # ever seen twice by an engine.
+    seed = zlib.crc32(f"{study.seed} {bench.number} {level} {draw}".encode())
     plan = bench.plan(level, rules.longest_run_s, seed).within(
         request_timeout_s=study.measurement.request_timeout
     )

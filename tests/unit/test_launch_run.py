@@ -307,9 +307,10 @@ def test_finals_of_two_workloads_drive_each_level_with_its_own(tmp_path: Path) -
     assert lengths == {3, 5}
 
 
-def test_no_prompt_is_sent_twice_to_an_engine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("levels", [None, (Level("chat", rate_rps=8.0),) * 2], ids=["searched", "one twice"])
+def test_no_prompt_is_sent_twice_to_an_engine(tmp_path: Path, levels: tuple[Level, ...] | None) -> None:
     parts = Parts(driver=FakeDriver(lag_s=[0.0, 1.0]))
-    parts.run(tmp_path)
+    parts.run(tmp_path, levels=levels)
     prompts = [
         tuple(plan.prompts.token_ids(r.prompt)) for plan in parts.driver.plans for r in plan.requests[:20]
     ]
