@@ -197,8 +197,7 @@ def _curve(
     hue, symbol = look
     y = [measure.of(p) or p.throughput for p in ordered]
     symbols = [_mark(p, symbol, focus) for p in ordered]
-    joined = [i for i, p in enumerate(ordered) if not p.final]
-    gap = len(joined)  # a gap in the line before the finals
+    gaps = [i for i, p in enumerate(ordered) if p.final and i > 0]  # in the line, before each final
     row: dict[str, list[Any]] = {
         "x": [p.interactivity.value for p in ordered],
         "y": [f.value for f in y],
@@ -209,8 +208,8 @@ def _curve(
         "left": [p.interactivity.value - p.interactivity.interval.low for p in ordered],
         "text": [_hover(configuration, p, measure, focus) for p in ordered],
     }
-    if 0 < gap < len(ordered):
-        for values in row.values():
+    for values in row.values():
+        for gap in reversed(gaps):
             values.insert(gap, None)
     bars = {"type": "data", "symmetric": False, "color": hue, "thickness": 0.8, "width": 0}
     return {

@@ -138,6 +138,17 @@ def drawn(**asked: object) -> charts.Chart:
     return figure
 
 
+def test_no_line_joins_the_levels_of_a_final() -> None:
+    found = candidate()
+    searched = tuple(point for point in points_of(found, STUDY, TABLE) if not point.final)
+    finals = tuple(replace(point, final=True) for point in searched[:2])
+    series = charts.Series(trial=1, config=found.row.config, label="", link="/", points=(*searched, *finals))
+    options = {"measure": charts.Measure.PER_MW, "colour": charts.Colour.CONFIGURATION}
+    figure = charts.picture([series], regions(STUDY.slas), winners={}, **options)  # type: ignore[arg-type]
+    joined = [x is not None for x in figure["data"][0]["x"]]
+    assert joined == [True] * len(searched) + [False, True] * len(finals)
+
+
 def test_figures_say_what_points_are_and_open_their_trial() -> None:
     figure = drawn(remark="watts are a model's estimate")
     trace = figure["data"][0]
