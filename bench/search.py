@@ -173,7 +173,7 @@ def main() -> None:
     methods = [m for m in given.methods.split(",") if available(m, console)]
     console.print(f"{len(problems)} problems; learning from {len(known)}, which takes a minute")
     bench = Bench.prepared(problems, known, read_models(given.models), given.leave_out)
-    cache = Cache(OUT / "search_cache", [p for p in (given.tables, given.priors, given.models) if p])
+    cache = Cache(OUT / "search_cache", given.tables, len(problems))
     results = _run(bench, methods, cache, given.processes)
     for track in tracks:
         views = _by_view(bench, results, Track(track))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +15,17 @@ _CODE = ("search_tables.py", "search_replay.py", "search_baselines.py", "search_
 
 
 class Cache:
-    """One file per method; a key of another table or code finds nothing."""
+    """One file per method; a key of another table or code finds nothing.
 
-    def __init__(self, folder: Path, tables: Sequence[Path]) -> None:
-        digest = hashlib.sha256(version("optuna").encode() + version("scikit-learn").encode())
+    Nor does one of another number of problems, by which the GP's launches go.
+    """
+
+    def __init__(self, folder: Path, tables: Path, problems: int) -> None:
+        depends_on = f"{version('optuna')} {version('scikit-learn')} {problems}"
+        digest = hashlib.sha256(depends_on.encode())
         here = Path(__file__).parent
         files = [here / name for name in _CODE]
-        files += [file for table in tables[:1] for file in sorted(table.glob("*.csv"))]
-        for file in files:
+        for file in [*files, *sorted(tables.glob("*.csv"))]:
             digest.update(file.read_bytes())
         self._folder = folder / digest.hexdigest()[:16]
         self._kept: dict[str, dict[str, list[Replay]]] = {method: self._read(method) for method in KEPT}

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from search_tables import Problem
+from search_tables import Levels, Problem
 
 Floats = NDArray[np.float64]
 
@@ -20,18 +20,11 @@ FEWEST_LAUNCHES = 10
 CLOSE, CLOSEST = 0.95, 0.99
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One launch: which candidate, and what it revealed by load level."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen(Levels):
+    """One launch: which candidate, and what it revealed."""
 
     index: int
-    concurrency: Floats
-    interactivity: Floats
-    values: Floats
-
-    def best_at(self, sla: float) -> float:
-        """The best value at levels that met the SLA; 0 where none did."""
-        return float(max(self.values[self.interactivity >= sla], default=0.0))
 
 
 class Chooser(Protocol):
@@ -58,7 +51,7 @@ def launch(problem: Problem, index: int, rng: np.random.Generator) -> Seen:
     outlying = rng.random(levels) < OUTLIER_CHANCE
     noisy = np.where(outlying, noisy * (1 - OUTLIER_SHARE), noisy)
     speeds = candidate.interactivity * np.exp(LATENCY_CV * rng.standard_normal(levels))
-    return Seen(index, candidate.concurrency, speeds, noisy)
+    return Seen(index=index, concurrency=candidate.concurrency, interactivity=speeds, values=noisy)
 
 
 def replay(problem: Problem, chooser: Chooser, seed: int, *, most: int | None = None) -> Replay:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow.csv as arrow_csv
@@ -36,34 +36,28 @@ class Track(StrEnum):
     ENERGY = "energy"
 
 
-class Levels(Protocol):
-    """What is known of a configuration by load level: recorded, or revealed by a launch."""
-
-    @property
-    def concurrency(self) -> Floats: ...
-    @property
-    def interactivity(self) -> Floats: ...
-    @property
-    def values(self) -> Floats: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One recorded configuration.
+class Levels:
+    """What is known of a configuration by load level: recorded, or revealed by a launch.
 
-    ``concurrency``, ``interactivity`` (tok/s/user) and ``values`` are by load level.
+    ``interactivity`` is in tok/s/user.
     """
 
-    id: str
-    knobs: Knobs
     concurrency: Floats
     interactivity: Floats
     values: Floats
 
-    def best_at(self, sla: float, values: Floats | None = None) -> float:
+    def best_at(self, sla: float) -> float:
         """The best value among levels that meet the SLA; 0 where none does."""
-        of = self.values if values is None else values
-        return float(max(of[self.interactivity >= sla], default=0.0))
+        return float(max(self.values[self.interactivity >= sla], default=0.0))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate(Levels):
+    """One recorded configuration."""
+
+    id: str
+    knobs: Knobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,9 +18,9 @@ from search_forecasts import Shapes, forecasts  # noqa: E402
 from search_methods import Bench  # noqa: E402
 from search_ours import Autotune  # noqa: E402
 from search_prior import Library, Prior  # noqa: E402
-from search_replay import Seen, replay  # noqa: E402
+from search_replay import replay  # noqa: E402
 from search_several import shared_launches  # noqa: E402
-from search_tables import energy_problems, read_tables, throughput_problems  # noqa: E402
+from search_tables import Levels, energy_problems, read_tables, throughput_problems  # noqa: E402
 
 
 def write(folder: Path, *, models: tuple[str, ...]) -> Path:
@@ -112,8 +112,10 @@ def test_levels_that_are_as_forecast_show_no_error_and_faster_ones_how_much(tmp_
     at = np.array([1.0, 16.0, 64.0])
     rows = [0, 4, 6]  # of CONCURRENCIES
     speed, value = np.exp(known.interactivity[3][rows]), np.exp(known.values[3][rows])
-    assert known.error(3, Seen(3, at, speed, value), 50.0) == pytest.approx([0, 0])
-    assert known.error(3, Seen(3, at, 1.2 * speed, 0.7 * value), 50.0) == pytest.approx(np.log([1.2, 0.7]))
+    as_forecast = Levels(concurrency=at, interactivity=speed, values=value)
+    assert known.error(3, as_forecast, 50.0) == pytest.approx([0, 0])
+    faster = Levels(concurrency=at, interactivity=1.2 * speed, values=0.7 * value)
+    assert known.error(3, faster, 50.0) == pytest.approx(np.log([1.2, 0.7]))
 
 
 def test_a_slower_curve_is_worth_less_at_an_sla_and_falls_steeply_where_it_misses(tmp_path: Path) -> None:
