@@ -94,7 +94,7 @@ def window_rules(study: StudySpec, level: Level, length: Length) -> WindowRules:
 
 
 def measure_level(
-    bench: LoadBench, study: StudySpec, level: Level, *, length: Length, turn: int = 0
+    bench: LoadBench, study: StudySpec, level: Level, *, length: Length, turn: int
 ) -> Measurement:
     """Measure a level, again where the bench spoiled it; ``turn`` is how many this engine had before it.
 

@@ -102,8 +102,7 @@ def tune(study: StudySpec, store: Store, sink: EventSink, cancelled: Cancelled) 
     One that differs in anything else is refused.
     """
     earlier = _claim(study, store)
-    finished = earlier is not None and earlier.status is StudyStatus.FINISHED
-    if earlier and finished and study_of(earlier).budget == study.budget:
+    if earlier and earlier.status is StudyStatus.FINISHED and study_of(earlier).budget == study.budget:
         what = "to go on with it raise its budget, to run it once more give it a --name of its own"
         sink(Notice(f"study {study.name} is finished; {what}"))
         return
