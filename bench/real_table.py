@@ -24,7 +24,7 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from autotune import wiring
-from autotune.domain.basics.errors import BenchError
+from autotune.domain.basics.errors import BenchError, InfeasibleConfigError
 from autotune.domain.configs.config import EngineConfig, Value
 from autotune.domain.configs.space import DEFAULT
 from autotune.domain.judging.scoring import score_curve, score_level
@@ -33,6 +33,7 @@ from autotune.domain.studies.feasibility import Setting, why_infeasible
 from autotune.domain.studies.records import LaunchRecord, Purpose
 from autotune.domain.studies.study import StudySpec
 from autotune.runs.launch import Bench, LaunchTask, run_launch
+from autotune.runs.quality import QualityKnown
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "bench" / "data" / "vllm_cpu_table.jsonl"
@@ -59,7 +60,7 @@ def study_of(model: str) -> StudySpec:
                 }
             ],
             "slas": [
-                {"name": "interactive", "attainment": 0.9, "slos": {"ttft": "250ms", "tpot": "25ms"}},
+                {"name": "interactive", "attainment": 0.9, "slos": {"ttft": "500ms", "tpot": "40ms"}},
                 {
                     "name": "bulk",
                     "contract": "percentile",
@@ -70,11 +71,11 @@ def study_of(model: str) -> StudySpec:
             "budget": {"launches": 1},
             "measurement": {
                 "warmup": "1s",
-                "longest_warmup": "6s",
+                "longest_warmup": "3s",
                 "window": "4s",
-                "longest_window": "5s",
+                "longest_window": "4s",
                 "precision": 0.2,
-                "most_levels": 5,
+                "most_levels": 4,
                 "saturating_concurrency": 48,
                 "start_timeout": "3m",
             },
@@ -95,12 +96,12 @@ def main() -> None:
         tempfile.TemporaryDirectory(prefix="autotune-table-") as folder,
         wiring.benches_for(study) as benches,
     ):
-        bench = benches["vllm"]
-        setting = wiring.setting_for(study, wiring.hardware_for(study, bench.environment.kind))
+        setting = wiring.setting_for(study, wiring.hardware_for(study, benches["vllm"].environment.kind))
+        launcher = Launcher(study, benches["vllm"], Path(folder))
         for number, config in enumerate(configs):
             if config.label() in known:
                 continue
-            row = measured(study, bench, setting, number, config, Path(folder))
+            row = measured(study, setting, launcher, config)
             with TABLE.open("a") as table:
                 table.write(json.dumps(row) + "\n")
             print(f"{number + 1}/{len(configs)} {row['state']}: {row['id']} {row['objectives']}", flush=True)
@@ -132,25 +133,33 @@ def value_of(rng: random.Random, choices: Sequence[Value]) -> Value:
     return DEFAULT if leave else rng.choice(choices)
 
 
-def measured(
-    study: StudySpec, bench: Bench, setting: Setting, number: int, config: EngineConfig, folder: Path
-) -> dict[str, Any]:
+def measured(study: StudySpec, setting: Setting, launcher: Launcher, config: EngineConfig) -> dict[str, Any]:
     """The table's line of a configuration: launched, unless the rules refuse it on paper."""
     row: dict[str, Any] = {"id": config.label(), "words": config.words}
     nothing = {"objectives": {sla.name: 0.0 for sla in study.slas}, "levels": [], "seconds": 0.0}
     if (why := why_infeasible(config, setting)) is not None:
         return {**row, "state": "rejected", "why": why, **nothing}
     started_s = time.monotonic()
-    record = launched(study, bench, number, config, folder)
-    scores = {sla.name: score_curve(record.curve, sla, "chat") for sla in study.slas}
+    try:
+        record = launcher.launched(config)
+    except InfeasibleConfigError as refused:
+        return {**row, "state": "rejected", "why": str(refused), **nothing}
     return {
         **row,
         "state": "measured" if record.failure is None else record.failure.reaction.value,
         "why": f"{record.failure.failure_class}: {record.failure.line}" if record.failure else "",
-        "objectives": {name: score.objective for name, score in scores.items()},
+        "quality": record.quality.state if record.quality else None,
+        "objectives": objectives_of(study, record),
         "levels": [level(study, m) for m in record.curve],
         "seconds": round(time.monotonic() - started_s, 1),
     }
+
+
+def objectives_of(study: StudySpec, record: LaunchRecord) -> dict[str, float]:
+    """What a launch is worth to every SLA; nothing where its precision failed the quality gate."""
+    barred = record.quality is not None and study.quality.bars(record.quality)
+    scores = {sla.name: score_curve(record.curve, sla, study.workload_of(sla)) for sla in study.slas}
+    return {name: 0.0 if barred else score.objective for name, score in scores.items()}
 
 
 def level(study: StudySpec, measurement: Measurement) -> dict[str, Any]:
@@ -170,21 +179,33 @@ def level(study: StudySpec, measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def launched(study: StudySpec, bench: Bench, number: int, config: EngineConfig, folder: Path) -> LaunchRecord:
-    """One launch; one that the bench broke is launched again, and said so."""
-    for attempt in range(ATTEMPTS):
-        task = LaunchTask(
-            study=study,
-            number=number + 1000 * attempt,
-            purpose=Purpose.SEARCH,
-            config=config,
-            workdir=folder / f"{number:03}-{attempt}",
-        )
-        try:
-            return run_launch(task, bench, lambda _event: None, lambda: False)
-        except BenchError as broken:
-            print(f"{config.label()} again: {broken}", flush=True)
-    sys.exit(f"{config.label()} broke {ATTEMPTS} times")
+class Launcher:
+    """Launches configurations; the defaults come first, and what others answer is compared with theirs."""
+
+    def __init__(self, study: StudySpec, bench: Bench, folder: Path) -> None:
+        self._study, self._bench, self._folder = study, bench, folder
+        self._launches = 0
+        self._known = QualityKnown()
+        reference = self.launched(study.default_config())
+        self._known = QualityKnown(reference=reference.answers)
+
+    def launched(self, config: EngineConfig, study: StudySpec | None = None) -> LaunchRecord:
+        """One launch, of another study if given; one that the bench broke is launched again, and said so."""
+        for _ in range(ATTEMPTS):
+            task = LaunchTask(
+                study=study or self._study,
+                number=self._launches,
+                purpose=Purpose.SEARCH if self._known.reference else Purpose.DEFAULTS,
+                config=config,
+                workdir=self._folder / f"{self._launches:03}",
+                known=self._known,
+            )
+            self._launches += 1
+            try:
+                return run_launch(task, self._bench, lambda _event: None, lambda: False)
+            except BenchError as broken:
+                print(f"{config.label()} again: {broken}", flush=True)
+        sys.exit(f"{config.label()} broke {ATTEMPTS} times")
 
 
 if __name__ == "__main__":

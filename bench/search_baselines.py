@@ -17,6 +17,8 @@ from search_replay import Seen
 from search_tables import Problem
 from sklearn.ensemble import RandomForestRegressor
 
+from autotune.domain.search.choosing import expected_improvement
+
 Floats = NDArray[np.float64]
 
 STARTUP = 5
@@ -119,15 +121,6 @@ class ForestWithImprovement:
         votes = np.array([tree.predict(self._inputs[left]) for tree in forest.estimators_])
         spread = votes.std(axis=0) + 1e-9 * max(values.max(), 1.0)
         return int(left[np.argmax(expected_improvement(votes.mean(axis=0), spread, values.max()))])
-
-
-def expected_improvement(mean: Floats, spread: Floats, best: float) -> Floats:
-    """Expected improvement over ``best`` of normally distributed values."""
-    from scipy.stats import norm  # noqa: PLC0415 - scikit-learn brings it
-
-    z = (mean - best) / spread
-    improvement: Floats = spread * (z * norm.cdf(z) + norm.pdf(z))
-    return improvement
 
 
 def find_torch() -> bool:

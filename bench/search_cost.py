@@ -10,7 +10,7 @@ import time
 import numpy as np
 import optuna
 
-from autotune.adapters.search.sampler import ForestSampler
+from autotune.adapters.search.sampler import SurrogateSampler
 
 TRIALS, DIMENSIONS, REPEATS = 500, 20, 5
 
@@ -24,7 +24,7 @@ def main() -> None:
         else optuna.distributions.CategoricalDistribution(["a", "b", "c"])
         for k in range(DIMENSIONS)
     }
-    study = optuna.create_study(directions=["maximize", "maximize"], sampler=ForestSampler(seed=0))
+    study = optuna.create_study(directions=["maximize", "maximize"], sampler=SurrogateSampler(seed=0))
     for number in range(TRIALS):
         params = {n: int(rng.integers(1, 65)) if int(n[1:]) % 2 else "abc"[rng.integers(3)] for n in space}
         runs = {"runs": 1.0 if number % 5 == 0 else -1.0}

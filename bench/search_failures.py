@@ -22,15 +22,15 @@ from rich.console import Console
 from rich.table import Table
 from search_tables import Row, read_tables
 
-from autotune.adapters.search.sampler import ForestSampler
+from autotune.adapters.search.sampler import SurrogateSampler
 
-LAUNCHES, FREE, SEEDS = 25, 10, 3
+LAUNCHES, FREE, SEEDS = 25, 10, 10
 DIMENSIONS = ("gpu", "n_gpus", "users")
 
 METHODS: dict[str, Callable[[int], BaseSampler]] = {
     "random": lambda seed: RandomSampler(seed=seed),
     "tpe": lambda seed: TPESampler(seed=seed, multivariate=True, n_startup_trials=5),
-    "autotune": lambda seed: ForestSampler(seed=seed),
+    "autotune": lambda seed: SurrogateSampler(seed=seed),
 }
 
 

@@ -9,10 +9,11 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from recorded import accelerator
-from search_forecasts import Forecasts, Shapes, gpus, number
+from search_forecasts import Shapes, excess_of, gpus, number
 from search_tables import Problem
 
 from autotune.domain.hardware.accelerators import Accelerator
+from autotune.domain.search.curves import Curves
 
 Floats = NDArray[np.float64]
 
@@ -42,7 +43,7 @@ def _prefill_share(knobs: Mapping[str, float | str]) -> float:
     return min(max(share, 0.02), 0.98)
 
 
-def features(problem: Problem, expected: Forecasts | None, shapes: Shapes) -> Floats:
+def features(problem: Problem, expected: Curves | None, shapes: Shapes) -> Floats:
     """What a forest sees, [candidates, features]; without ``expected`` nothing of the roofline."""
     task = [*shapes.numbers(problem.model), problem.sla, *_workload(problem.workload)]
     rows = [
@@ -52,11 +53,11 @@ def features(problem: Problem, expected: Forecasts | None, shapes: Shapes) -> Fl
     if expected is None:
         return plain
     none = np.zeros((len(plain), 2))
-    at = expected.best_at(problem.sla, none)
-    fastest = expected.interactivity[:, 0]
+    at = expected.best_at(excess_of(problem.sla), none)
+    fastest = -expected.figures[0, :, 0]
     relative = [at, at - at.max(), at - np.median(at), fastest - _log(problem.sla)]
-    curve = [expected.best_at(sla, none) for sla in FEATURE_SLAS]
-    return np.column_stack([plain, *relative, *curve, fastest, expected.values.max(axis=1)])
+    curve = [expected.best_at(excess_of(sla), none) for sla in FEATURE_SLAS]
+    return np.column_stack([plain, *relative, *curve, fastest, expected.figures[1].max(axis=1)])
 
 
 def _workload(name: str) -> tuple[float, float]:

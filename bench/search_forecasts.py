@@ -1,15 +1,9 @@
-"""The roofline's forecast of every candidate's curve, and how far a launch's levels are from it.
-
-All values are logarithms. An *error* of a forecast is a pair: by how much interactivity, and by how much the
-value sought, are above what was forecast at the same concurrency. It belongs to a configuration and changes
-slowly along its curve, so that a launch, met or missed, tells where the curves of its neighbours really lie.
-"""
+"""The roofline's forecast of every candidate's curve, and recorded levels, in terms of the search."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -22,19 +16,13 @@ from autotune.domain.basics.errors import AutotuneError
 from autotune.domain.models.checkpoint import Part
 from autotune.domain.models.model import ModelShape
 from autotune.domain.models.weights import part_numbers
+from autotune.domain.search.curves import CONCURRENCIES, Curves, Excess, SeenLevels
 from autotune.domain.search.forecast import Deployment, Traffic
 
 Floats = NDArray[np.float64]
 
-CONCURRENCIES = tuple(2.0**k for k in range(14))
-NEAR = 0.7
-"""Levels count by how near their interactivity is to the SLA's: a step of so much in logarithms is 1/e."""
-MISSED_SLOPE = 4.0
-"""Of the value's logarithm, by how far the logarithm of interactivity stays below the SLA's."""
 _UNIT_W = {Track.THROUGHPUT: 1e6, Track.ENERGY: 1.0}
 """Per megawatt; and per watt, for tokens per joule: measured watts are all-in ones but for a factor."""
-SPEEDS = np.linspace(-4.0, 10.0, 561)
-"""Logarithms of interactivity at which each forecast's best value is kept."""
 
 
 class Shapes:
@@ -74,42 +62,17 @@ class Shapes:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Forecasts:
-    """Curves of all candidates, [candidates, concurrencies]; ``best`` is by SPEEDS, see ``best_at``."""
-
-    interactivity: Floats
-    values: Floats
-    best: Floats
-
-    def best_at(self, sla: float, errors: Floats) -> Floats:
-        """The best value at an interactivity of ``sla`` or more, if curves are off by ``errors``.
-
-        ``errors`` is [candidates, 2]. Below the SLA it falls with MISSED_SLOPE, so that misses have an order.
-        """
-        asked = np.clip(math.log(sla) - errors[:, 0], SPEEDS[0], SPEEDS[-1])
-        place = (asked - SPEEDS[0]) / (SPEEDS[1] - SPEEDS[0])
-        below = np.minimum(place.astype(int), len(SPEEDS) - 2)
-        rows, share = np.arange(len(asked)), place - below
-        found: Floats = (1 - share) * self.best[rows, below] + share * self.best[rows, below + 1]
-        return found + errors[:, 1]
-
-    def error(self, index: int, levels: Levels, sla: float) -> Floats:
-        """How far the levels of a candidate are from its forecast, [2]; those near an SLA count for most."""
-        at, grid = np.log(levels.concurrency), np.log(CONCURRENCIES)
-        speed = np.log(levels.interactivity)
-        off = np.column_stack(
-            [
-                speed - np.interp(at, grid, self.interactivity[index]),
-                np.log(levels.values) - np.interp(at, grid, self.values[index]),
-            ]
-        )
-        near = np.exp(-np.abs(speed - math.log(sla)) / NEAR)
-        found: Floats = np.average(off, axis=0, weights=near)
-        return found
+def seen_levels(levels: Levels) -> SeenLevels:
+    """Levels of a table as forecasts tell them: TPOT and the value sought."""
+    return SeenLevels(levels.concurrency, np.array([-np.log(levels.interactivity), np.log(levels.values)]))
 
 
-def forecasts(problem: Problem, shapes: Shapes) -> Forecasts | None:
+def excess_of(sla: float) -> Excess:
+    """By how much TPOT exceeds that of ``sla`` tok/s/user."""
+    return lambda latency: latency[0] + math.log(sla)
+
+
+def forecasts(problem: Problem, shapes: Shapes) -> Curves | None:
     """Forecast every candidate; None where the model or all accelerators are unknown.
 
     A candidate that cannot be forecast stands in the middle of the others.
@@ -126,27 +89,14 @@ def forecasts(problem: Problem, shapes: Shapes) -> Forecasts | None:
     if not known:
         return None
     middle = np.median(np.array(known), axis=0)
-    both = np.array([middle if curve is None else curve for curve in curves])
-    speed, value = both[:, 0], both[:, 1]
-    return Forecasts(
-        speed, value, np.array([_best_by_speed(s, v) for s, v in zip(speed, value, strict=True)])
-    )
-
-
-def _best_by_speed(speed: Floats, value: Floats) -> Floats:
-    """The best value at each of SPEEDS or more; beyond the fastest it falls with MISSED_SLOPE."""
-    falling = np.minimum.accumulate(speed)
-    most = np.maximum.accumulate(value)
-    within = np.interp(SPEEDS, falling[::-1], most[::-1])
-    beyond = value[0] - MISSED_SLOPE * (SPEEDS - falling[0])
-    return np.where(falling[0] >= SPEEDS, within, beyond)
+    return Curves(np.stack([middle if curve is None else curve for curve in curves], axis=1))
 
 
 @lru_cache(maxsize=20_000)
 def _curve(
     shape: ModelShape, items: tuple[tuple[str, float | str], ...], prompt: float, output: float, unit_w: float
 ) -> Floats | None:
-    """Logarithms of interactivity and of output tok/s per ``unit_w`` all-in watts, [2, concurrencies]."""
+    """Logarithms of TPOT and of output tok/s per ``unit_w`` all-in watts, [2, concurrencies]."""
     knobs = dict(items)
     chip = accelerator(str(knobs["hardware"]))
     if chip is None or chip.performance is None:
@@ -161,7 +111,7 @@ def _curve(
     except (AutotuneError, ValueError, ZeroDivisionError, KeyError):
         return None  # a configuration that the roofline cannot express: others may tell of it
     units = gpus(knobs) * chip.all_in_kw * 1e3 / unit_w
-    return np.log([[1 / f.tpot_s for f in seen], [f.output_tok_s / units for f in seen]])
+    return np.log([[f.tpot_s for f in seen], [f.output_tok_s / units for f in seen]])
 
 
 def gpus(knobs: Mapping[str, float | str]) -> float:

@@ -13,9 +13,11 @@ from rich.console import Console
 from search_baselines import ForestWithImprovement, Given, Sampled, find_torch
 from search_forecasts import Shapes
 from search_ours import Autotune
-from search_prior import LeaveOut, Library, Prior
+from search_prior import LeaveOut, Library
 from search_replay import Chooser, Replay, replay
 from search_tables import Problem
+
+from autotune.domain.search.choosing import Foresight
 
 Floats = NDArray[np.float64]
 
@@ -34,7 +36,7 @@ class Bench:
     """Problems with what earlier tables say of each."""
 
     problems: Sequence[Problem]
-    priors: Sequence[Prior]
+    priors: Sequence[Foresight]
     transfers: Sequence[Floats]
 
     @classmethod
@@ -95,7 +97,7 @@ def _chooser(bench: Bench, method: str, place: int, seed: int) -> Chooser:
             return Given(_ranking(bench.transfers[place], own_seed))
         case "prior":
             return Given(_ranking(bench.priors[place].expected, own_seed))
-    return Autotune(problem, bench.priors[place])
+    return Autotune([problem], [bench.priors[place]])
 
 
 def _ranking(expected: Floats, seed: int) -> list[int]:

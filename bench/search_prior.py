@@ -15,9 +15,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from search_features import features
-from search_forecasts import Forecasts, Shapes, forecasts
+from search_forecasts import Shapes, excess_of, forecasts, seen_levels
 from search_tables import Problem
 from sklearn.ensemble import ExtraTreesRegressor
+
+from autotune.domain.search.choosing import ByCurve, ByObjective, Foresight
 
 Floats = NDArray[np.float64]
 
@@ -38,30 +40,6 @@ class LeaveOut(StrEnum):
     def of(self, problem: Problem) -> str:
         """The problem's own; empty where it is of all hardware."""
         return problem.model if self is LeaveOut.MODEL else problem.hardware
-
-
-@dataclass(frozen=True, slots=True)
-class Prior:
-    """What is expected of every candidate before a launch; logarithms.
-
-    ``errors`` are expected of the forecasts, [candidates, 2]. Without forecasts ``shares`` is all there is.
-    """
-
-    sla: float
-    forecasts: Forecasts | None
-    errors: Floats
-    shares: Floats
-
-    def values(self, errors: Floats) -> Floats:
-        """The best value of every candidate at the SLA, if forecasts are off by ``errors``."""
-        if self.forecasts is None:
-            return self.shares + errors[:, 1]
-        return self.forecasts.best_at(self.sla, errors)
-
-    @property
-    def expected(self) -> Floats:
-        """The expected value of every candidate, up to a common term."""
-        return self.values(self.errors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +69,16 @@ class Library:
     def __post_init__(self) -> None:
         self.lessons = [self._lesson(problem) for problem in self.known]
 
-    def prior(self, problem: Problem) -> Prior:
-        """What is expected of every candidate."""
+    def prior(self, problem: Problem) -> Foresight:
+        """What is expected of every candidate: its curve, or where none can be forecast its share."""
         expected = forecasts(problem, self.shapes)
-        errors = np.zeros((len(problem.candidates), 2))
         if expected is None:
-            shares = np.log(np.maximum(self.transfer(problem), np.exp(WORST)))
-            return Prior(problem.sla, None, errors, shares)
+            return ByObjective(np.log(np.maximum(self.transfer(problem), np.exp(WORST))), relative=True)
+        errors = np.zeros((len(problem.candidates), 2))
         forest = self._forest(self.leave_out.of(problem), "error")
         if forest is not None:
             errors = CORRECTION * forest.predict(features(problem, expected, self.shapes))
-        return Prior(problem.sla, expected, errors, np.zeros(len(errors)))
+        return ByCurve(expected, excess_of(problem.sla), errors)
 
     def transfer(self, problem: Problem) -> Floats:
         """What a forest that knows no roofline expects of every candidate, as a share of the best."""
@@ -114,7 +91,8 @@ class Library:
         expected = forecasts(problem, self.shapes)
         error = None
         if expected is not None:
-            errors = [expected.error(k, c, problem.sla) for k, c in enumerate(problem.candidates)]
+            excess = excess_of(problem.sla)
+            errors = [expected.error(k, seen_levels(c), excess) for k, c in enumerate(problem.candidates)]
             error = features(problem, expected, self.shapes), np.array(errors)
         return _Lesson(self.leave_out.of(problem), share, error)
 

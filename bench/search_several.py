@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +10,8 @@ import numpy as np
 from search_methods import Bench
 from search_ours import Autotune
 from search_replay import CLOSE, Seen, launch
-from search_tables import Problem
+
+from autotune.domain.search.choosing import ByCurve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +27,7 @@ def shared_launches(bench: Bench, seeds: int) -> list[Shared]:
     """Every set of two or more SLAs that are sought among the same candidates; means over seeds."""
     groups: dict[str, list[int]] = defaultdict(list)
     for place, problem in enumerate(bench.problems):
-        if bench.priors[place].forecasts is not None:
+        if isinstance(bench.priors[place], ByCurve):
             groups[problem.name.rpartition(":")[0]].append(place)
     return [
         Shared(
@@ -44,21 +44,9 @@ def shared_launches(bench: Bench, seeds: int) -> list[Shared]:
 
 def _launches(bench: Bench, places: Sequence[int], seed: int) -> int:
     problems = [bench.problems[place] for place in places]
-    searches = [Autotune(bench.problems[place], bench.priors[place]) for place in places]
+    search = Autotune(problems, [bench.priors[place] for place in places])
     rng = np.random.default_rng((problems[0].seed, seed, 1))
     seen: list[Seen] = []
     while not all(any(p.truth[s.index] >= CLOSE * p.truth.max() for s in seen) for p in problems):
-        expected = [search.expected(seen) for search in searches]
-        gains = [
-            values.max() - _incumbent(problem, seen)
-            for values, problem in zip(expected, problems, strict=True)
-        ]
-        index = int(np.argmax(expected[int(np.argmax(gains))]))
-        seen.append(launch(problems[0], index, rng))
+        seen.append(launch(problems[0], search.choose(seen), rng))
     return len(seen)
-
-
-def _incumbent(problem: Problem, seen: Sequence[Seen]) -> float:
-    """Logarithm of the best value seen at the SLA; minus infinity before any."""
-    best = max((one.best_at(problem.sla) for one in seen), default=0.0)
-    return math.log(best) if best else -math.inf

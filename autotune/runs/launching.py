@@ -187,7 +187,7 @@ class Launching:
             objectives=objectives if admitted else dict.fromkeys(objectives, 0.0),
             quality=record.quality.state if record.quality else None,
         )
-        self._close(replace(closed, total_s=time.monotonic() - started_s))
+        self._close(replace(closed, total_s=time.monotonic() - started_s), record)
         why = f"{failure.failure_class}: {failure.line}" if failure else ""
         self._parts.sink(LaunchEnded(row.number, state, scores, why, record.launch_s, record.load_s))
         if row.final_of is None and admitted:
@@ -202,6 +202,6 @@ class Launching:
     def _logs(self, number: int) -> tuple[Path, ...]:
         return tuple(sorted(self._parts.workdir(number).glob("*.log")))
 
-    def _close(self, row: TrialRow) -> None:
+    def _close(self, row: TrialRow, record: LaunchRecord | None = None) -> None:
         self._trials.keep(row)
-        self._parts.search.tell(row.number, outcome_of(row, [sla.name for sla in self._study.slas]))
+        self._parts.search.tell(row.number, outcome_of(row, self._study, record))

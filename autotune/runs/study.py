@@ -21,8 +21,8 @@ from autotune.domain.studies.ports import Archive, Catalog, EventSink, Search, S
 from autotune.domain.studies.records import LaunchRecord, Purpose, TrialState
 from autotune.domain.studies.study import StudySpec
 from autotune.runs.drift_watch import DriftWatch
-from autotune.runs.first_trials import NO_PRIOR, FirstTrials
 from autotune.runs.launching import Launching, LaunchOrder, LaunchParts
+from autotune.runs.priors import NO_PRIORS, Priors
 from autotune.runs.trials import Trials, is_interrupted
 
 UNLIKELY = 0.5
@@ -43,7 +43,7 @@ class StudyParts:
     workdir: Callable[[int], Path]
     sink: EventSink
     cancelled: Cancelled
-    first_trials: FirstTrials = NO_PRIOR
+    priors: Priors = NO_PRIORS
 
 
 class StudyRun:
@@ -53,7 +53,7 @@ class StudyRun:
         self._parts = parts
         self._study = parts.study
         self._started_s = time.monotonic() - spent_s
-        self._trials = Trials(parts.study, parts.catalog, parts.archive, parts.first_trials.rates)
+        self._trials = Trials(parts.study, parts.catalog, parts.archive, parts.priors.rates)
         self._drift = DriftWatch(self._study, self._reference_again, parts.sink)
         self._launching = Launching(
             self._study,
@@ -65,7 +65,7 @@ class StudyRun:
                 workdir=parts.workdir,
                 sink=parts.sink,
                 factor=self._drift.factor,
-                predicted=parts.first_trials.predicted,
+                predicted=parts.priors.predicted,
             ),
         )
         if (reference := self._trials.reference) is not None:
@@ -79,17 +79,11 @@ class StudyRun:
     def run(self) -> None:
         """Search, then run the finals and the soak; raises StudyCancelledError, BenchError."""
         self._launch_given(self._first())
-        self._launch_picks_of_priors()
         self._search()
+        self._parts.priors.report(self._trials.rows, self._parts.sink)
         self._launch_given(self._references_without_verdict())
         self._finals()
         self._soak()
-
-    def _launch_picks_of_priors(self) -> None:
-        given, picks, trials = self._tried_first(), self._parts.first_trials, self._trials
-        while self._may_launch(then_finals=True) and (config := picks.next(trials.rows, given)) is not None:
-            self._try(self._parts.search.begin(config), Purpose.SEARCH)
-        picks.report(trials.rows, self._parts.sink)
 
     def _search(self) -> None:
         while self._may_launch(then_finals=True):
@@ -125,7 +119,8 @@ class StudyRun:
         """The references, the recipes, what was interrupted; those that no trial had."""
         rows = self._trials.rows
         first = self._references()
-        first += [(Purpose.SEARCH, config) for config in self._tried_first()]
+        points, branches = self._study.try_first, self._study.branches
+        first += [(Purpose.SEARCH, branch.config_at(point)) for point in points for branch in branches]
         # A final that was cut short is found out by the finals.
         first += [(Purpose.SEARCH, row.config) for row in rows if is_interrupted(row)]
         seen = {row.config.key for row in rows if not is_interrupted(row)}
@@ -135,11 +130,6 @@ class StudyRun:
                 seen.add(config.key)
                 fresh.append((purpose, config))
         return fresh
-
-    def _tried_first(self) -> list[EngineConfig]:
-        """What the study file wants tried before the search chooses, on each engine."""
-        points, branches = self._study.try_first, self._study.branches
-        return [branch.config_at(point) for point in points for branch in branches]
 
     def _references_without_verdict(self) -> list[tuple[Purpose, EngineConfig]]:
         """References whose launch the bench broke: nothing can be compared without them."""

@@ -13,6 +13,7 @@ from autotune.domain.recommending.recommendation import Candidate, candidates_of
 from autotune.domain.search.boundary import Foreknowledge
 from autotune.domain.search.expectation import expected_capacity
 from autotune.domain.search.reach import loses_everywhere
+from autotune.domain.search.seen import seen_levels
 from autotune.domain.studies import budget
 from autotune.domain.studies.ports import Archive, Catalog, Outcome
 from autotune.domain.studies.records import LaunchRecord, Purpose, TrialRow, TrialState
@@ -174,12 +175,18 @@ class Trials:
         return sorted(self._records.values(), key=lambda record: record.number)
 
 
-def outcome_of(row: TrialRow, slas: Sequence[str]) -> Outcome:
-    """What the search is to learn from a trial that is over."""
+def outcome_of(row: TrialRow, study: StudySpec, record: LaunchRecord | None = None) -> Outcome:
+    """What the search is to learn from a trial that is over, and from the levels that it left behind."""
+    seen = {
+        place: levels
+        for place, sla in enumerate(study.slas)
+        if record and (levels := seen_levels(record.curve, study.workload_of(sla))) is not None
+    }
     return Outcome(
-        objectives=tuple(row.objectives.get(sla, 0.0) for sla in slas),
+        objectives=tuple(row.objectives.get(sla.name, 0.0) for sla in study.slas),
         feasible=row.state not in {TrialState.INFEASIBLE, TrialState.REJECTED},
         scored=row.state in {TrialState.MEASURED, TrialState.INFEASIBLE, TrialState.REJECTED},
+        levels=seen,
     )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import fmean
@@ -12,22 +10,18 @@ from autotune.adapters.devices.accelerators import read_accelerators
 from autotune.adapters.search.aiconfigurator import SYSTEMS, AiconfiguratorPrior, estimator, knows
 from autotune.adapters.search.earlier_studies import earlier_studies
 from autotune.domain.basics.errors import InputError
-from autotune.domain.configs.config import EngineConfig
 from autotune.domain.hardware.hardware import DeviceKind
 from autotune.domain.load.level import Level
 from autotune.domain.measuring.power import PowerBasis
 from autotune.domain.search.roofline_prior import Promise, RooflinePrior
 from autotune.domain.search.transfer import Task, TransferPrior
 from autotune.domain.studies.events import Notice
-from autotune.domain.studies.feasibility import Setting, why_infeasible
+from autotune.domain.studies.feasibility import Setting
 from autotune.domain.studies.ports import EventSink, Prior
 from autotune.domain.studies.study import StudySpec
-from autotune.runs.first_trials import NO_PRIOR, FirstTrials
 from autotune.runs.measure import Planner
+from autotune.runs.priors import Priors
 from autotune.wiring.store import Store, launch_record
-
-MOST_CANDIDATES = 1000
-"""Of a larger space so many points are drawn: each distinct one costs some milliseconds to forecast."""
 
 _SAMPLE_RPS, _SAMPLE_S = 2.0, 200.0
 """Load from which mean lengths are taken: some 400 requests."""
@@ -50,9 +44,9 @@ class Ground:
         return self.study.hardware_asked.accelerator or (devices[0].name if devices else "")
 
 
-def first_trials(ground: Ground, sink: EventSink) -> FirstTrials:
-    """The first trials of a study, by those of its priors that there are; says why of the others."""
-    study, setting = ground.study, ground.setting
+def priors_of(ground: Ground, sink: EventSink) -> Priors:
+    """Those priors of a study that there are; says why of the others."""
+    study = ground.study
     made: dict[str, Prior] = {}
     for name in study.priors:
         prior = _MAKERS[name](ground)
@@ -60,24 +54,7 @@ def first_trials(ground: Ground, sink: EventSink) -> FirstTrials:
             sink(Notice(f"no prior {name}: {prior}"))
         elif prior is not None:
             made[name] = prior
-    if not made:
-        return NO_PRIOR
-    return FirstTrials(made, lambda: candidates(study, setting), [sla.name for sla in study.slas])
-
-
-def candidates(study: StudySpec, setting: Setting) -> tuple[EngineConfig, ...]:
-    """Configurations that nothing refuses on paper: all points of a small space, of a large one some."""
-    found: dict[str, EngineConfig] = {}
-    share = MOST_CANDIDATES // len(study.branches)
-    for branch in study.branches:
-        points = list(itertools.islice(branch.space.points(), share + 1))
-        if len(points) > share:
-            choose = random.Random(study.seed).choice  # noqa: S311 - no secret
-            points = [branch.space.draw(choose) for _ in range(share)]
-        for config in map(branch.config_at, points):
-            if config.key not in found and why_infeasible(config, setting) is None:
-                found[config.key] = config
-    return tuple(found.values())
+    return Priors(made, [sla.name for sla in study.slas])
 
 
 def _roofline(ground: Ground) -> Prior | str:

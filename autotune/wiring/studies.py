@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler
 
 from autotune.adapters.engines import warden
 from autotune.adapters.files.model_files import ModelFiles
 from autotune.adapters.files.study_file import check_against_hardware, read_study
 from autotune.adapters.files.traffic_files import resolved_paths
-from autotune.adapters.search.study import OptunaSearch, open_study, sampler_of
+from autotune.adapters.search.sampler import SurrogateSampler
+from autotune.adapters.search.study import Naming, OptunaSearch, baseline_sampler, open_study
 from autotune.adapters.store.archive import ArtifactArchive
 from autotune.adapters.store.journal import journal
 from autotune.domain.basics.errors import InputError, InputProblem
@@ -31,13 +33,15 @@ from autotune.domain.studies.feasibility import KnownModel, Setting
 from autotune.domain.studies.ports import EventSink
 from autotune.domain.studies.records import LaunchRecord, StudyRow, StudyStatus, TrialState
 from autotune.domain.studies.study import StudySpec
+from autotune.runs.candidates import Candidates
 from autotune.runs.launch import Bench, LaunchTask, run_launch
 from autotune.runs.launching import LaunchOrder
+from autotune.runs.priors import Priors
 from autotune.runs.study import StudyParts, StudyRun
 from autotune.runs.trials import outcome_of, settle_interrupted
 from autotune.wiring.bench import basis_for, benches_for, kind_of
 from autotune.wiring.engines import environment_for, hardware_for, launcher_of
-from autotune.wiring.priors import Ground, first_trials
+from autotune.wiring.priors import Ground, priors_of
 from autotune.wiring.store import Store, study_of
 
 SPACES = Path(str(files("search_spaces")))
@@ -159,13 +163,8 @@ def _study_run(
     bench = next(iter(benches.values()))
     basis = basis_for(study, bench.environment.kind)
     rows = settle_interrupted(store.catalog, study.name)
-    slas = [sla.name for sla in study.slas]
-    storage = optuna.storages.get_storage(store.url)
-    optuna_study = open_study(
-        study.name, storage, slas=slas, sampler=sampler_of(study.sampler, study.branches, study.seed)
-    )
-    known = {row.number: outcome_of(row, slas) for row in rows}
-    search = OptunaSearch(optuna_study, study.branches, known=known)
+    setting = setting_for(study, bench.hardware)
+    ground = Ground(study=study, setting=setting, basis=basis, plan=bench.plan, store=store)
 
     def launch(order: LaunchOrder) -> LaunchRecord:
         task = LaunchTask(
@@ -196,13 +195,21 @@ def _study_run(
     )
     for remark in bench.remarks:
         sink(Notice(remark))
-    setting = setting_for(study, bench.hardware)
-    ground = Ground(study=study, setting=setting, basis=basis, plan=bench.plan, store=store)
+    priors = priors_of(ground, sink)
+    storage = optuna.storages.get_storage(store.url)
+    optuna_study = open_study(
+        study.name,
+        storage,
+        slas=[sla.name for sla in study.slas],
+        sampler=sampler_for(study, setting, priors),
+    )
+    known = {row.number: outcome_of(row, study) for row in rows}
+    search = OptunaSearch(optuna_study, study.branches, known=known)
     return StudyRun(
         StudyParts(
             study=study,
             setting=setting,
-            first_trials=first_trials(ground, sink),
+            priors=priors,
             baseline=baseline_config(study),
             search=search,
             archive=ArtifactArchive(optuna_study, store.artifacts, storage),
@@ -213,6 +220,18 @@ def _study_run(
             cancelled=cancelled,
         ),
         spent_s=spent_s,
+    )
+
+
+def sampler_for(study: StudySpec, setting: Setting, priors: Priors) -> BaseSampler:
+    """What suggests the next configuration."""
+    if study.sampler != "surrogate":
+        return baseline_sampler(study.sampler, study.seed)
+    naming, candidates = Naming.of(study.branches), Candidates(study, setting)
+    return SurrogateSampler(
+        seed=study.seed,
+        points=lambda best: [naming.params_of(c) for c in candidates.around([*map(naming.config_of, best)])],
+        foresee=lambda points: priors.foresee([*map(naming.config_of, points)]),
     )
 
 

@@ -8,6 +8,7 @@ from math import exp
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import Events, hardware, planner, study_spec
 from hypothesis import given
@@ -23,16 +24,17 @@ from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
 from autotune.domain.judging.sla import Bounds, JointSla
 from autotune.domain.measuring.power import PowerBasis
 from autotune.domain.models.model import ModelShape
+from autotune.domain.search.choosing import ByCurve, Launch, next_point
 from autotune.domain.search.prior import NotCovered, Prediction
 from autotune.domain.search.roofline_prior import Promise, RooflinePrior
 from autotune.domain.search.transfer import Earlier, Task, TransferPrior, Trial, distance
-from autotune.domain.search.trust import Observed, combined, learned
+from autotune.domain.search.trust import Observed, learned
 from autotune.domain.studies.events import Notice
 from autotune.domain.studies.feasibility import Setting
-from autotune.domain.studies.first_trials import MOST
 from autotune.domain.studies.records import Purpose, StudyRow, StudyStatus, TrialRow, TrialState
-from autotune.runs.first_trials import FirstTrials
-from autotune.wiring.priors import MOST_CANDIDATES, Ground, candidates, first_trials
+from autotune.runs.candidates import MOST, Candidates
+from autotune.runs.priors import Priors
+from autotune.wiring.priors import Ground, priors_of
 from autotune.wiring.store import open_store
 
 SIZES = (1, 2, 4, 8, 16)
@@ -58,40 +60,38 @@ def row(number: int, config: EngineConfig, value: float, purpose: Purpose = Purp
     )
 
 
-def launched(prior: Oracle, truth: Mapping[str, float]) -> tuple[list[TrialRow], FirstTrials]:
-    """Trials of a study whose defaults came first, until the prior has no more picks."""
-    first = FirstTrials({"o": prior}, lambda: CONFIGS, ["fast"])
-    rows = [row(0, DEFAULTS, truth[DEFAULTS.key], Purpose.DEFAULTS)]
-    while (config := first.next(rows, given=())) is not None:
-        rows.append(row(len(rows), config, truth[config.key]))
-    return rows, first
+def launched(said: Mapping[str, float], most: int = 5) -> list[int | None]:
+    """``max_num_seqs`` of the launches of a search by one prior, the defaults first."""
+    configs = [DEFAULTS, *CONFIGS]
+    points = [config.words for config in configs]
+    foresights = Priors({"o": Oracle(said)}, ["fast"]).foresee(configs)
+    launches = [Launch(index=0, objectives=(TRUTH[DEFAULTS.key],))]
+    while len(launches) < most:
+        left = [k for k in range(len(configs)) if k not in {one.index for one in launches}]
+        place = next_point(points, launches, foresights, among=left)
+        launches.append(Launch(index=place, objectives=(TRUTH[configs[place].key],)))
+    return [configs[one.index].max_num_seqs for one in launches]
 
 
 TRUTH = {DEFAULTS.key: 2.5} | {config.key: float(n) for config, n in zip(CONFIGS, SIZES, strict=True)}
 
 
 def test_a_right_prior_has_its_best_launched_in_order() -> None:
-    rows, _ = launched(Oracle({key: 3 * value for key, value in TRUTH.items()}), TRUTH)
-    assert [r.config.max_num_seqs for r in rows] == [None, 16, 8, 4]
-    assert len(rows) == 1 + MOST
+    assert launched({key: 3 * value for key, value in TRUTH.items()}) == [None, 16, 8, 4, 2]
 
 
-def test_a_wrong_prior_costs_one_launch() -> None:
-    rows, first = launched(Oracle({key: 1 / value for key, value in TRUTH.items()}), TRUTH)
-    assert [r.config.max_num_seqs for r in rows] == [None, 1]
-    told = Events()
-    first.report(rows, told)
+def test_a_wrong_prior_costs_two_launches_and_is_not_followed() -> None:
+    wrong = {key: 1 / value for key, value in TRUTH.items()}
+    assert launched(wrong, most=3) == [None, 1, 2]
+    assert 16 in launched(wrong, most=5)
+    told, rows = Events(), [row(0, DEFAULTS, 2.5, Purpose.DEFAULTS)]
+    rows += [row(k + 1, CONFIGS[k], float(SIZES[k])) for k in range(2)]
+    Priors({"o": Oracle(wrong)}, ["fast"]).report(rows, told)
     assert any(isinstance(e, Notice) and "no better than chance" in e.text for e in told)
 
 
-def test_what_no_prior_can_tell_apart_from_a_launched_one_is_passed_over() -> None:
-    rows, _ = launched(Oracle(dict.fromkeys(TRUTH, 1.0)), TRUTH)
-    assert len(rows) == 1
-
-
-def test_a_foreseen_miss_is_never_picked() -> None:
-    rows, _ = launched(Oracle({key: 0.0 if value > 8 else value for key, value in TRUTH.items()}), TRUTH)
-    assert 16 not in [r.config.max_num_seqs for r in rows]
+def test_a_foreseen_miss_is_picked_last() -> None:
+    assert 16 not in launched({key: 0.0 if value > 8 else value for key, value in TRUTH.items()})
 
 
 @given(st.floats(0.01, 100), st.lists(st.floats(0.1, 10), min_size=3, max_size=8))
@@ -114,12 +114,12 @@ def test_what_is_learned_is_always_sound(pairs: Sequence[tuple[float, float]]) -
 
 
 def test_the_better_of_two_priors_decides() -> None:
-    launches = [Observed(v, {"good": v, "bad": v * exp((-1) ** n)}) for n, v in enumerate((1.0, 2, 3, 4))]
-    trust = {name: learned(name, launches) for name in ("good", "bad")}
-    one, other = (combined(said, trust) for said in ({"good": 2.0, "bad": 1.0}, {"good": 1.0, "bad": 2.0}))
-    assert one is not None
-    assert other is not None
-    assert one.log_mean > other.log_mean
+    values = {config.key: n for config, n in zip(CONFIGS, (1.0, 2.0, 3.0, 4.0, 5.0), strict=True)}
+    wrong = {key: value * exp(2 * (-1) ** k) for k, (key, value) in enumerate(values.items())}
+    priors = Priors({"good": Oracle(values), "bad": Oracle(wrong)}, ["fast"])
+    launches = [Launch(index=k, objectives=(values[CONFIGS[k].key],)) for k in range(3)]
+    points = [config.words for config in CONFIGS]
+    assert next_point(points, launches, priors.foresee(CONFIGS), among=[3, 4]) == 4
 
 
 def test_the_roofline_predicts_more_of_an_hour_on_a_faster_gpu_and_nothing_for_an_sla_out_of_reach() -> None:
@@ -312,27 +312,44 @@ def ground(tmp_path: Path, shape: ModelShape | None, **hardware: object) -> Grou
 def test_a_study_on_known_gpus_has_the_roofline_and_one_on_cores_is_told_why_not(tmp_path: Path) -> None:
     told = Events()
     with_roofline = ground(tmp_path, ModelShape.from_config(LLAMA_8B))
-    first = first_trials(with_roofline, told)
+    priors = priors_of(with_roofline, told)
     assert not told
-    picked = first.next([], given=())
-    assert picked in candidates(with_roofline.study, with_roofline.setting)
-    assert picked is not None
-    assert set(first.predicted(picked)) == {"fast", "slow"}
-    on_cores = first_trials(ground(tmp_path, None), told)
-    assert on_cores.next([], given=()) is None
+    config = with_roofline.study.default_config()
+    assert set(priors.predicted(config)) == {"fast", "slow"}
+    fast, slow = priors.foresee([config])
+    assert isinstance(fast["roofline"], ByCurve)
+    assert isinstance(slow["roofline"], ByCurve)
+    on_cores = priors_of(ground(tmp_path, None), told)
+    assert on_cores.foresee([config]) == [{}, {}]
     assert "no prior roofline: no peaks are kept of CPUs" in told[0].text
     with_roofline.store.catalog.close()
 
 
-def test_of_a_large_space_some_points_are_drawn_the_same_for_a_seed() -> None:
-    dimensions = {"max_num_seqs": {"low": 1, "high": 5000}, "tensor_parallel": [1, 2]}
+def test_a_roofline_promises_at_an_sla_what_its_curve_does_there(tmp_path: Path) -> None:
+    known = ground(tmp_path, ModelShape.from_config(LLAMA_8B))
+    priors = priors_of(known, Events())
+    configs = [known.study.default_config().replaced({"max_num_seqs": n}) for n in (2, 8, 64)]
+    for sla, foreseen in zip(("fast", "slow"), priors.foresee(configs), strict=True):
+        told = [priors.predicted(config)[sla] for config in configs]
+        # One is read off powers of two, the other bisected.
+        headroom = known.study.measurement.headroom
+        assert np.exp(foreseen["roofline"].expected) * headroom == pytest.approx(told, rel=0.1)
+    known.store.catalog.close()
+
+
+def test_of_a_large_space_what_is_near_the_defaults_and_some_more_is_looked_at() -> None:
+    dimensions = {"max_num_seqs": {"low": 1, "high": 5000}, "tensor_parallel": [1, 2], "eager": [False, True]}
     study = study_spec(space={"dimensions": dimensions})
     setting = Setting(
         hardware=hardware(2), model=None, requirements=study.requirements, longest_request_tokens=13
     )
-    drawn = candidates(study, setting)
-    assert drawn == candidates(study, setting)
-    assert MOST_CANDIDATES / 2 < len(drawn) <= MOST_CANDIDATES
+    drawn = Candidates(study, setting).around([])
+    assert drawn == Candidates(study, setting).around([])
+    assert MOST / 2 < len(drawn) <= MOST
+    best = study.branches[0].config_at({"max_num_seqs": 777, "tensor_parallel": 1, "eager": False})
+    near = Candidates(study, setting).around([best])
+    assert best.replaced({"tensor_parallel": 2}) in near
+    assert best.replaced({"max_num_seqs": 778}) in near
 
 
 def test_a_study_whose_archive_is_gone_still_teaches(tmp_path: Path) -> None:
@@ -345,10 +362,10 @@ def test_a_study_whose_archive_is_gone_still_teaches(tmp_path: Path) -> None:
     for number, size in enumerate((4, 8, 16)):
         config = EngineConfig(engine="fake", max_num_seqs=size)
         store.catalog.put(replace(row(number, config, float(size)), study="before"))
-    told = Events()
-    first = first_trials(ground(tmp_path, None), told)
-    picked = first.next([], given=())
-    assert picked is not None
-    assert picked.max_num_seqs == 16
-    assert first.predicted(picked) == {}
+    priors = priors_of(ground(tmp_path, None), Events())
+    configs = [EngineConfig(engine="fake", max_num_seqs=size) for size in (4, 8, 16)]
+    fast, _ = priors.foresee(configs)
+    assert fast["transfer"].relative
+    assert np.argmax(fast["transfer"].expected) == 2
+    assert priors.predicted(configs[0]) == {}
     store.catalog.close()

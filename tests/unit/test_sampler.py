@@ -10,11 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autotune.adapters.search.sampler import ForestSampler
-from autotune.domain.search.acquisition import Outlook, most_to_gain
+from autotune.adapters.search.sampler import (
+    LEVELS_ATTR,
+    SurrogateSampler,
+    levels_as_json,
+    levels_of,
+)
+from autotune.adapters.search.study import Naming
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.configs.space import Branch, SearchSpace
+from autotune.domain.search.choosing import Launch, next_point
+from autotune.domain.search.curves import SeenLevels
 
 
-def study_of(sampler: ForestSampler, *, objectives: int = 1) -> optuna.Study:
+def study_of(sampler: SurrogateSampler, *, objectives: int = 1) -> optuna.Study:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.create_study(directions=["maximize"] * objectives, sampler=sampler)
 
@@ -28,7 +37,7 @@ def conditional(trial: optuna.Trial) -> float:
 
 
 def test_the_same_seed_gives_the_same_study() -> None:
-    studies = [study_of(ForestSampler(seed=3)) for _ in range(2)]
+    studies = [study_of(SurrogateSampler(seed=3)) for _ in range(2)]
     for study in studies:
         study.optimize(conditional, n_trials=8)
     first, second = ([trial.params for trial in study.trials] for study in studies)
@@ -48,21 +57,21 @@ def test_bounds_and_steps_are_obeyed(low: int, span: int, step: int, seed: int) 
         assert low <= doubled <= high + 1
         return float(stepped + doubled)
 
-    study_of(ForestSampler(seed=seed, startup_trials=2)).optimize(objective, n_trials=5)
+    study_of(SurrogateSampler(seed=seed)).optimize(objective, n_trials=5)
 
 
 def test_conditions_are_obeyed_and_a_token_count_is_found() -> None:
     def applies(name: str, before: Any) -> bool:
         return name != "tokens" or before.get("speculation") == "ngram"
 
-    study = study_of(ForestSampler(seed=1, applies=applies))
+    study = study_of(SurrogateSampler(seed=1, applies=applies))
     study.optimize(conditional, n_trials=14)
     assert all(("tokens" in t.params) == (t.params["speculation"] == "ngram") for t in study.trials)
     assert study.best_trial.params["speculation"] == "ngram"
 
 
 def test_failures_teach_about_neighbours() -> None:
-    study = study_of(ForestSampler(seed=2))
+    study = study_of(SurrogateSampler(seed=2))
     failed = []
     for _ in range(20):
         trial = study.ask()
@@ -76,27 +85,48 @@ def test_failures_teach_about_neighbours() -> None:
 
 def test_of_given_candidates_none_is_launched_twice() -> None:
     points = [{"a": a, "b": b} for a in range(4) for b in ("x", "y")]
-    study = study_of(ForestSampler(seed=4, candidates=points, startup_trials=2), objectives=2)
+    study = study_of(SurrogateSampler(seed=4, points=lambda _best: points), objectives=2)
 
     def objective(trial: optuna.Trial) -> tuple[float, float]:
         a = trial.suggest_int("a", 0, 3)
         return float(a), float(trial.suggest_categorical("b", ["x", "y"]) == "y")
 
     study.optimize(objective, n_trials=8)
-    tried = [(trial.params["a"], trial.params["b"]) for trial in study.trials]
-    assert len(set(tried[1:])) == 7
-    assert set(tried) <= {(point["a"], point["b"]) for point in points}
+    assert len({(trial.params["a"], trial.params["b"]) for trial in study.trials}) == 8
 
 
 def test_the_objective_with_most_to_gain_decides() -> None:
-    still = Outlook(np.array([1.0, 0.5]), np.array([1e-6, 1e-6]), best=1.0)
-    open_one = Outlook(np.array([5.0, 20.0]), np.array([1.0, 1.0]), best=10.0)
-    assert most_to_gain([still, open_one], np.ones(2)) == 1
-    assert most_to_gain([still, open_one], np.array([1.0, 1e-9])) == 0
+    points = [{"a": a, "b": b} for a in (1, 2, 4) for b in (1, 2, 4)]
+    # Of the first objective ``a`` gains nothing; of the second it has doubled each time.
+    launches = [Launch(index=k, objectives=(1.0, 2.0 ** (2 * k))) for k in (0, 3)]
+    chosen = next_point(points, launches, [{}, {}], among=[k for k in range(9) if k not in {0, 3}])
+    assert points[chosen]["a"] == 4
+
+
+def test_levels_are_kept_with_a_trial() -> None:
+    study = study_of(SurrogateSampler(seed=0))
+    trial = study.ask()
+    seen = SeenLevels(np.array([1.0, 8.0]), np.array([[0.1, 0.2], [3.0, 4.0]]))
+    trial.set_user_attr(LEVELS_ATTR, levels_as_json({1: seen}))
+    kept = levels_of(study.trials[0])
+    assert list(kept) == [1]
+    assert np.array_equal(kept[1].figures, seen.figures)
+    assert np.array_equal(kept[1].concurrency, seen.concurrency)
+
+
+def test_parameters_of_several_engines_are_told_apart() -> None:
+    space = SearchSpace.model_validate({"dimensions": {"eager": [False, True]}})
+    naming = Naming.of([Branch(EngineConfig(engine=engine), space) for engine in ("vllm", "sglang")])
+    config = EngineConfig(engine="sglang", eager=True)
+    params = naming.params_of(config)
+    assert params == {"engine": "sglang", "sglang/eager": True}
+    assert naming.config_of(params) == config
+    assert naming.applies("sglang/eager", {"engine": "sglang"})
+    assert not naming.applies("vllm/eager", {"engine": "sglang"})
 
 
 @pytest.mark.parametrize("trials", [0, 1])
 def test_the_first_suggestions_need_no_model(trials: int) -> None:
-    study = study_of(ForestSampler(seed=0))
+    study = study_of(SurrogateSampler(seed=0))
     study.optimize(conditional, n_trials=trials + 1)
     assert len(study.trials) == trials + 1

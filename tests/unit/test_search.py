@@ -13,7 +13,7 @@ from fakes import FakeSearch
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.trial import TrialState
 
-from autotune.adapters.search.study import FEASIBILITY, OptunaSearch, open_study, sampler_of
+from autotune.adapters.search.study import FEASIBILITY, OptunaSearch, baseline_sampler, open_study
 from autotune.domain.configs.config import EngineConfig
 from autotune.domain.configs.space import Branch, SearchSpace
 from autotune.domain.studies.ports import Outcome, Search
@@ -39,7 +39,7 @@ Make = Callable[..., Search]
 
 def optuna_study(storage: BaseStorage | None = None) -> optuna.Study:
     """The study of one process; with a storage it is the same study in each."""
-    tpe = sampler_of("tpe", branches(SMALL), seed=1)
+    tpe = baseline_sampler("tpe", seed=1)
     return open_study("small", storage or InMemoryStorage(), slas=["fast", "slow"], sampler=tpe)
 
 

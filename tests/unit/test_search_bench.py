@@ -14,13 +14,15 @@ sys.path.insert(0, str(BENCH))
 
 from search_baselines import ForestWithImprovement, Given  # noqa: E402
 from search_features import resemblance  # noqa: E402
-from search_forecasts import Shapes, forecasts  # noqa: E402
+from search_forecasts import Shapes, excess_of, forecasts, seen_levels  # noqa: E402
 from search_methods import Bench  # noqa: E402
 from search_ours import Autotune  # noqa: E402
-from search_prior import Library, Prior  # noqa: E402
+from search_prior import Library  # noqa: E402
 from search_replay import replay  # noqa: E402
 from search_several import shared_launches  # noqa: E402
 from search_tables import Levels, energy_problems, read_tables, throughput_problems  # noqa: E402
+
+from autotune.domain.search.choosing import ByCurve, ByObjective  # noqa: E402
 
 
 def write(folder: Path, *, models: tuple[str, ...]) -> Path:
@@ -85,8 +87,8 @@ def test_every_replay_ends_at_the_best_and_repeats_itself(tmp_path: Path) -> Non
     first = [best, *(k for k in range(14) if k != best)]
     assert replay(problem, Given(first), 0).to_1pct == 1
     assert replay(problem, Given(first[::-1]), 0).to_1pct == 14
-    flat = Prior(problem.sla, None, np.zeros((14, 2)), np.zeros(14))
-    for make in (lambda: Autotune(problem, flat), lambda: ForestWithImprovement(problem, 0)):
+    flat = ByObjective(np.zeros(14), relative=True)
+    for make in (lambda: Autotune([problem], [flat]), lambda: ForestWithImprovement(problem, 0)):
         assert replay(problem, make(), 0) == replay(problem, make(), 0)
     assert resemblance(problem)[0].shape[1] == len(resemblance(problem)[1])
 
@@ -110,12 +112,11 @@ def test_levels_that_are_as_forecast_show_no_error_and_faster_ones_how_much(tmp_
     known = forecasts(problem, Shapes({"one": llama()}))
     assert known is not None
     at = np.array([1.0, 16.0, 64.0])
-    rows = [0, 4, 6]  # of CONCURRENCIES
-    speed, value = np.exp(known.interactivity[3][rows]), np.exp(known.values[3][rows])
-    as_forecast = Levels(concurrency=at, interactivity=speed, values=value)
-    assert known.error(3, as_forecast, 50.0) == pytest.approx([0, 0])
-    faster = Levels(concurrency=at, interactivity=1.2 * speed, values=0.7 * value)
-    assert known.error(3, faster, 50.0) == pytest.approx(np.log([1.2, 0.7]))
+    tpot, value = np.exp(known.figures[:, 3, [0, 4, 6]])  # of CONCURRENCIES
+    as_forecast = Levels(concurrency=at, interactivity=1 / tpot, values=value)
+    assert known.error(3, seen_levels(as_forecast), excess_of(50.0)) == pytest.approx([0, 0])
+    faster = Levels(concurrency=at, interactivity=1.2 / tpot, values=0.7 * value)
+    assert known.error(3, seen_levels(faster), excess_of(50.0)) == pytest.approx(np.log([1 / 1.2, 0.7]))
 
 
 def test_a_slower_curve_is_worth_less_at_an_sla_and_falls_steeply_where_it_misses(tmp_path: Path) -> None:
@@ -123,11 +124,15 @@ def test_a_slower_curve_is_worth_less_at_an_sla_and_falls_steeply_where_it_misse
     known = forecasts(problem, Shapes({"one": llama()}))
     assert known is not None
     none = np.zeros((14, 2))
-    slower = none - [0.5, 0.0]
-    fastest = float(np.exp(known.interactivity[:, 0].max()))
-    assert (known.best_at(0.3 * fastest, slower) < known.best_at(0.3 * fastest, none)).any()
-    assert (known.best_at(1.0, none) >= known.best_at(fastest, none)).all()
-    assert (known.best_at(2 * fastest, none) < known.best_at(1.5 * fastest, none)).all()
+    slower = np.tile([0.5, 0.0], (14, 1))
+    fastest = float(np.exp(-known.figures[0, :, 0].min()))
+
+    def best(sla: float, errors: np.ndarray = none) -> np.ndarray:
+        return known.best_at(excess_of(sla), errors)
+
+    assert (best(0.3 * fastest, slower) < best(0.3 * fastest)).any()
+    assert (best(1.0) >= best(fastest)).all()
+    assert (best(2 * fastest) < best(1.5 * fastest)).all()
 
 
 def test_a_search_with_forecasts_of_a_known_model_ends_at_the_best(tmp_path: Path) -> None:
@@ -135,8 +140,8 @@ def test_a_search_with_forecasts_of_a_known_model_ends_at_the_best(tmp_path: Pat
     library = Library(Shapes({"one": llama(), "two": llama()}), problems)
     for problem in problems:
         prior = library.prior(problem)
-        assert prior.forecasts is not None
-        found = replay(problem, Autotune(problem, prior), 0)
+        assert isinstance(prior, ByCurve)
+        found = replay(problem, Autotune([problem], [prior]), 0)
         assert found.to_5pct <= found.to_1pct <= len(problem.candidates)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import optuna
 import pytest
@@ -21,8 +21,10 @@ from fakes import (
     never,
     study_spec,
 )
+from optuna.samplers import BaseSampler
 
-from autotune.adapters.search.study import OptunaSearch, open_study, sampler_of
+from autotune.adapters.search.sampler import SurrogateSampler
+from autotune.adapters.search.study import OptunaSearch, baseline_sampler, open_study
 from autotune.domain.basics.errors import (
     BenchError,
     DevicesBusyError,
@@ -45,10 +47,11 @@ from autotune.domain.studies.records import LaunchRecord, Purpose, TrialRow, Tri
 from autotune.domain.studies.study import StudySpec
 from autotune.runs import launching
 from autotune.runs import study as study_module
-from autotune.runs.first_trials import NO_PRIOR, FirstTrials
 from autotune.runs.launching import LaunchOrder
+from autotune.runs.priors import NO_PRIORS, Priors
 from autotune.runs.study import StudyParts, StudyRun
 from autotune.runs.trials import settle_interrupted
+from autotune.wiring.studies import sampler_for
 
 LAUNCH_S = 60.0
 Launch = Callable[[LaunchOrder], LaunchRecord]
@@ -91,23 +94,26 @@ class Bench:
         *,
         baseline: EngineConfig | None = None,
         clock: FakeClock | None = None,
-        first_trials: FirstTrials = NO_PRIOR,
+        priors: Priors = NO_PRIORS,
     ) -> None:
         self.study, self.launch, self.baseline = study, launch, baseline
-        self.first_trials = first_trials
+        self.priors = priors
         self.clock = clock or FakeClock()
         self.catalog, self.archive, self.events = FakeCatalog(), FakeArchive(), Events()
         self.search = FakeSearch(study.branches)
         self.orders: list[LaunchOrder] = []
         self.tmp_path = tmp_path
 
-    def run(self, *, spent_s: float = 0.0) -> None:
-        setting = Setting(
+    @property
+    def setting(self) -> Setting:
+        return Setting(
             hardware=hardware(2), model=None, requirements=self.study.requirements, longest_request_tokens=13
         )
+
+    def run(self, *, spent_s: float = 0.0) -> None:
         parts = StudyParts(
             study=self.study,
-            setting=setting,
+            setting=self.setting,
             baseline=self.baseline,
             search=self.search,
             archive=self.archive,
@@ -116,7 +122,7 @@ class Bench:
             workdir=self._workdir,
             sink=self.events,
             cancelled=never,
-            first_trials=self.first_trials,
+            priors=self.priors,
         )
         StudyRun(parts, spent_s=spent_s).run()
 
@@ -180,6 +186,11 @@ def test_baseline_then_defaults_then_recipes_then_the_search_then_finals(tmp_pat
     ]
 
 
+def by_optuna(study: StudySpec, sampler: BaseSampler) -> OptunaSearch:
+    storage, slas = optuna.storages.InMemoryStorage(), [sla.name for sla in study.slas]
+    return OptunaSearch(open_study(study.name, storage, slas=slas, sampler=sampler), study.branches, known={})
+
+
 class Foresight:
     """A prior that thinks the more of a configuration, the more requests it decodes together."""
 
@@ -189,15 +200,16 @@ class Foresight:
         )
 
 
-def test_picks_of_a_prior_come_before_the_search_and_show_what_was_predicted(tmp_path: Path) -> None:
+def test_what_a_prior_foresees_best_is_launched_first_and_shows_what_was_predicted(tmp_path: Path) -> None:
     study = study_spec()
-    slas = [sla.name for sla in study.slas]
-    picks = FirstTrials({"foresight": Foresight()}, lambda: list(study.branches[0].configs()), slas)
-    bench = Bench(study, tmp_path, first_trials=picks)
+    priors = Priors({"foresight": Foresight()}, [sla.name for sla in study.slas])
+    bench = Bench(study, tmp_path, priors=priors)
+    sampler = sampler_for(study, bench.setting, priors)
+    bench.search = by_optuna(study, sampler)  # type: ignore[assignment]
     bench.run()
     rows = bench.catalog.trials("small")
-    assert [row.config.max_num_seqs for row in rows[:4]] == [None, 16, 4, 8]
-    assert [row.purpose for row in rows[:4]] == [Purpose.DEFAULTS] + [Purpose.SEARCH] * 3
+    assert [row.config.max_num_seqs for row in rows[:2]] == [None, 16]
+    assert [row.purpose for row in rows[:2]] == [Purpose.DEFAULTS, Purpose.SEARCH]
     assert rows[1].predicted == {"fast": 16.02, "slow": 0.01}
     assert any("prior foresight, fast: off by" in event.text for event in bench.events.of(Notice))
     bench.resume()
@@ -668,25 +680,21 @@ def test_resume_goes_on_with_the_same_reference_and_verdicts(tmp_path: Path) -> 
 
 
 def replayed(
-    tmp_path: Path, seed: int, sampler: Literal["tpe", "forest"]
+    tmp_path: Path, seed: int, sampler: Callable[[int], BaseSampler]
 ) -> list[tuple[str, str, int | None]]:
     """A study by Optuna on recorded launches: a configuration reveals what was recorded of it."""
     study = study_spec(seed=seed, budget={"launches": 9}, soak="10s")
     bench = Bench(study, tmp_path)
-    storage = optuna.storages.InMemoryStorage()
-    names = [sla.name for sla in study.slas]
-    bench.search = OptunaSearch(  # type: ignore[assignment]
-        open_study(study.name, storage, slas=names, sampler=sampler_of(sampler, study.branches, seed)),
-        study.branches,
-        known={},
-    )
+    bench.search = by_optuna(study, sampler(seed))  # type: ignore[assignment]
     bench.run()
     return [(row.purpose, row.config.label(), row.final_of) for row in bench.rows]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "forest"])
+@pytest.mark.parametrize(
+    "sampler", [partial(baseline_sampler, "tpe"), lambda seed: SurrogateSampler(seed=seed)]
+)
 def test_the_same_seed_on_recorded_launches_gives_the_same_study(
-    tmp_path: Path, sampler: Literal["tpe", "forest"]
+    tmp_path: Path, sampler: Callable[[int], BaseSampler]
 ) -> None:
     first, second = (replayed(tmp_path / str(n), seed=3, sampler=sampler) for n in range(2))
     assert first == second

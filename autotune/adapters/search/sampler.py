@@ -1,13 +1,14 @@
-"""A sampler of Optuna's: mixed spaces with conditions, several objectives, and what does not run.
+"""A sampler of Optuna's: mixed spaces with conditions, several objectives, priors, and what does not run.
 
-Forests forecast every objective and the probability that a point runs; the next trial is the one expected to
-gain most for the objective with the most to gain.
+What it knows is in the study's trials alone, so that it goes on where another process left off. How it
+chooses is told in ``domain/search/choosing.py``.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,120 +23,127 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.adapters.search.forest import Forest
-from autotune.domain.search.acquisition import Outlook, most_to_gain
+from autotune.domain.search.choosing import Foresight, Launch, next_point
+from autotune.domain.search.curves import SeenLevels
 
 Floats = NDArray[np.float64]
 Params = Mapping[str, Any]
 Applies = Callable[[str, Params], bool]
 """Whether a parameter is decided at all, given those before it."""
+Points = Callable[[Sequence[Params]], Sequence[Params]]
+"""Points to choose among, given the best so far of each objective."""
+Foresee = Callable[[Sequence[Params]], Sequence[Mapping[str, Foresight]]]
+"""What priors say of points: for each objective, by the prior's name."""
 
-STARTUP_TRIALS = 5
+LEVELS_ATTR = "levels"
+"""Trial attribute: what load levels showed, by objective."""
+
 RANDOM_POINTS, NEIGHBOURS = 300, 150
-_TRUNK, _FAILED = 4, 0.05
-"""Parents of neighbours: the best so many; the least probability that a point is taken to run."""
 
 
-class ForestSampler(BaseSampler):
-    """Suggests by forests; the same seed and the same trials give the same suggestion.
+class SurrogateSampler(BaseSampler):
+    """Suggests the point that priors and earlier trials let expect most of.
 
-    ``candidates`` are the only points there are, if given. ``applies`` tells which parameters a point has,
-    in the order of the study's; without it every one counts.
+    Objectives are best as positive figures to be maximised, 0 for a trial that missed; others are made so.
+    A trial with a violated constraint is one that does not run. ``points`` gives the points there are;
+    without it some are drawn from the ranges that trials had, of the parameters that ``applies`` admits. The
+    same seed and the same trials give the same suggestion.
     """
 
     def __init__(
         self,
         *,
         seed: int,
-        startup_trials: int = STARTUP_TRIALS,
-        candidates: Sequence[Params] | None = None,
+        points: Points | None = None,
+        foresee: Foresee | None = None,
         applies: Applies | None = None,
     ) -> None:
-        self._seed = seed
-        self._startup_trials = startup_trials
-        self._candidates = candidates
+        self._seed, self._points, self._foresee = seed, points, foresee
         self._applies = applies or (lambda _name, _params: True)
+        self._chosen: tuple[int, Params] = (-1, {})
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
-        """Every parameter that a judged trial had, as it was last, but those of a single value."""
-        space: dict[str, BaseDistribution] = {}
-        for past in _judged(study):
-            space |= past.distributions
-        return {name: distribution for name, distribution in space.items() if not distribution.single()}
+        """None: a point is chosen whole, and given out a parameter at a time."""
+        return {}
 
     def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Choose a point; parameters that the trial does not ask for are not used."""
-        if not search_space:
-            return {}
-        past = _judged(study)
-        rng = np.random.default_rng((self._seed, trial.number))
-        points = self._points(past, search_space, rng, study.directions)
-        chosen = int(rng.integers(len(points)))
-        if len(past) >= self._startup_trials:
-            chosen = self._chosen(past, points, search_space, study.directions)
-        return {name: value for name, value in points[chosen].items() if name in search_space}
-
-    def sample_independent(
         self,
         study: Study,  # noqa: ARG002
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
+        trial: FrozenTrial,  # noqa: ARG002
+        search_space: dict[str, BaseDistribution],  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Nothing, see ``infer_relative_search_space``."""
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Draw a parameter that no judged trial had; of given candidates, always of the same one."""
-        if self._candidates is not None:
-            own = np.random.default_rng((self._seed, trial.number)).integers(len(self._candidates))
-            value = self._candidates[int(own)].get(param_name)
-            if _holds(param_distribution, value):
-                return value
+        """The chosen point's value; one at random of a parameter that it lacks."""
+        if self._chosen[0] != trial.number:
+            self._chosen = trial.number, self._choose(study, trial.number)
+        value = self._chosen[1].get(param_name)
+        if _holds(param_distribution, value):
+            return value
         named = int.from_bytes(param_name.encode()[-4:], "little")
         return _drawn(param_distribution, np.random.default_rng((self._seed, trial.number, named)))
 
-    def _points(
-        self,
-        past: Sequence[FrozenTrial],
-        space: Mapping[str, BaseDistribution],
-        rng: np.random.Generator,
-        directions: Sequence[StudyDirection],
-    ) -> list[dict[str, Any]]:
-        tried = {_key(trial.params, space) for trial in past}
-        if self._candidates is not None:
-            given = [dict(point) for point in self._candidates]
-            return [point for point in given if _key(point, space) not in tried] or given
+    def _choose(self, study: Study, number: int) -> Params:
+        past = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        rng = np.random.default_rng((self._seed, number))
+        offered = self._offered(study, past, rng)
+        tried = {_key(trial.params) for trial in study.get_trials(deepcopy=False)}
+        fresh = {key: point for point in offered if (key := _key(point)) not in tried}
+        if not fresh:
+            return {}
+        if not past:
+            return list(fresh.values())[int(rng.integers(len(fresh)))]
+        known = {_key(trial.params): trial.params for trial in past}
+        points = [*fresh.values(), *known.values()]
+        places = {key: len(fresh) + place for place, key in enumerate(known)}
+        values = np.array([trial.values for trial in past]).T
+        worth = np.array([_positive(*each) for each in zip(values, study.directions, strict=True)]).T
+        launches = [
+            Launch(
+                index=places[_key(trial.params)],
+                objectives=tuple(own),
+                runs=all(value <= 0 for value in (trial.constraints or {}).values()),
+                levels=levels_of(trial),
+            )
+            for trial, own in zip(past, worth, strict=True)
+        ]
+        foresights = self._foresee(points) if self._foresee else [{}] * len(study.directions)
+        return points[next_point(points, launches, foresights, among=range(len(fresh)))]
+
+    def _offered(
+        self, study: Study, past: Sequence[FrozenTrial], rng: np.random.Generator
+    ) -> Sequence[Params]:
+        best = _best(past, study.directions)
+        if self._points is not None:
+            return self._points(best)
+        space: dict[str, BaseDistribution] = {}
+        for trial in past:
+            space |= trial.distributions
+        if not space:
+            return []
         drawn = [self._valid({n: _drawn(d, rng) for n, d in space.items()}) for _ in range(RANDOM_POINTS)]
-        drawn += self._near(past, space, rng, directions)
-        fresh = {_key(point, space): point for point in drawn}
-        return [point for key, point in fresh.items() if key not in tried] or drawn
+        return [*drawn, *self._near(best, space, rng)]
 
     def _near(
-        self,
-        past: Sequence[FrozenTrial],
-        space: Mapping[str, BaseDistribution],
-        rng: np.random.Generator,
-        directions: Sequence[StudyDirection],
-    ) -> list[dict[str, Any]]:
+        self, best: Sequence[Params], space: Mapping[str, BaseDistribution], rng: np.random.Generator
+    ) -> Iterable[dict[str, Any]]:
         """The best of each objective with one or two parameters drawn anew."""
-        running = [trial for trial in past if _runs(trial)]
-        if not running or not space:
-            return []
-        parents = []
-        for k, direction in enumerate(directions):
-            parents += sorted(running, key=lambda t, k=k, d=direction: -_signed(t.values[k], d))[:_TRUNK]  # type: ignore[misc]
-        near, names = [], list(space)
-        for turn in range(NEIGHBOURS):
-            point = {n: _drawn(d, rng) for n, d in space.items()}
-            kept = dict(parents[turn % len(parents)].params)
+        names = list(space)
+        for turn in range(NEIGHBOURS if best else 0):
+            kept = best[turn % len(best)]
             anew = set(rng.choice(len(names), size=min(1 + turn % 2, len(names)), replace=False).tolist())
-            mixed = {
-                name: point[name]
-                if k in anew or name not in kept or not _holds(space[name], kept[name])
-                else kept[name]
-                for k, name in enumerate(names)
-            }
-            near.append(self._valid(mixed))
-        return near
+            yield self._valid(
+                {
+                    name: kept[name]
+                    if k not in anew and _holds(space[name], kept.get(name))
+                    else _drawn(space[name], rng)
+                    for k, name in enumerate(names)
+                }
+            )
 
     def _valid(self, point: Params) -> dict[str, Any]:
         """The point without what its conditions rule out."""
@@ -145,50 +153,35 @@ class ForestSampler(BaseSampler):
                 valid[name] = value
         return valid
 
-    def _chosen(
-        self,
-        past: Sequence[FrozenTrial],
-        points: Sequence[Params],
-        space: Mapping[str, BaseDistribution],
-        directions: Sequence[StudyDirection],
-    ) -> int:
-        known = np.array([encoded(trial.params, space) for trial in past])
-        offered = np.array([encoded(point, space) for point in points])
-        running = np.array([_runs(trial) for trial in past])
-        runs = np.ones(len(points))
-        if not running.all():
-            runs = np.maximum(
-                Forest(known, running.astype(float), seed=self._seed).predict(offered)[0], _FAILED
-            )
-        if not running.any():
-            return int(np.argmax(runs))
-        outlooks = []
-        for k, direction in enumerate(directions):
-            values = np.array(
-                [_signed(t.values[k], direction) for t, ran in zip(past, running, strict=True) if ran]
-            )
-            mean, spread = Forest(known[running], values, seed=self._seed + 1 + k).predict(offered)
-            outlooks.append(Outlook(mean, spread, float(values.max())))
-        return most_to_gain(outlooks, runs)
+
+def levels_as_json(levels: Mapping[int, SeenLevels]) -> str:
+    """Levels as they are kept with a trial."""
+    return json.dumps({sla: [e.concurrency.tolist(), e.figures.tolist()] for sla, e in levels.items()})
 
 
-def encoded(params: Params, space: Mapping[str, BaseDistribution]) -> list[float]:
-    """Coordinates of a point: 0 to 1 in a range, a flag per choice; -1 for what the point does not have."""
-    row: list[float] = []
-    for name, distribution in space.items():
-        value = params.get(name)
-        if isinstance(distribution, CategoricalDistribution):
-            row += [float(value is not None and value == choice) for choice in distribution.choices]
-            continue
-        assert isinstance(distribution, IntDistribution | FloatDistribution)
-        if value is None:
-            row.append(-1.0)
-        else:
-            low, high, at = float(distribution.low), float(distribution.high), float(value)
-            if distribution.log:
-                low, high, at = math.log(low), math.log(high), math.log(at)
-            row.append((at - low) / (high - low) if high > low else 0.0)
-    return row
+def levels_of(trial: FrozenTrial) -> dict[int, SeenLevels]:
+    """Levels that are kept with a trial."""
+    kept = json.loads(trial.user_attrs.get(LEVELS_ATTR, "{}"))
+    return {int(sla): SeenLevels(*map(np.array, each)) for sla, each in kept.items()}
+
+
+def _best(past: Sequence[FrozenTrial], directions: Sequence[StudyDirection]) -> list[Params]:
+    """The best point of each objective."""
+    best: list[Params] = []
+    for place, direction in enumerate(directions):
+        sign = 1 if direction is StudyDirection.MAXIMIZE else -1
+        trial = max(past, key=lambda t, k=place, s=sign: s * t.values[k], default=None)  # type: ignore[misc]
+        best += [trial.params] if trial else []
+    return best
+
+
+def _positive(values: Floats, direction: StudyDirection) -> Floats:
+    """Values as figures of which more is better, and 0 is a miss; those that are not so by their order."""
+    if direction is StudyDirection.MAXIMIZE and (values >= 0).all():
+        return values
+    signed = values if direction is StudyDirection.MAXIMIZE else -values
+    scale = float(signed.std()) or 1.0
+    return np.exp((signed - np.median(signed)) / scale)
 
 
 def _drawn(distribution: BaseDistribution, rng: np.random.Generator) -> Any:
@@ -217,18 +210,5 @@ def _holds(distribution: BaseDistribution, value: Any) -> bool:
     return bool(distribution.low <= value <= distribution.high)
 
 
-def _judged(study: Study) -> list[FrozenTrial]:
-    """Trials that tell something, in order: those that ran, and those that cannot."""
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-
-
-def _runs(trial: FrozenTrial) -> bool:
-    return all(value <= 0 for value in (trial.constraints or {}).values())
-
-
-def _signed(value: float, direction: StudyDirection) -> float:
-    return value if direction is StudyDirection.MAXIMIZE else -value
-
-
-def _key(params: Params, space: Mapping[str, BaseDistribution]) -> tuple[tuple[str, str], ...]:
-    return tuple((name, repr(params[name])) for name in (space or params) if name in params)
+def _key(params: Params) -> frozenset[tuple[str, str]]:
+    return frozenset((name, repr(value)) for name, value in params.items())

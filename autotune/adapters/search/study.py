@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from autotune.adapters.search.sampler import LEVELS_ATTR, levels_as_json
 from autotune.domain.configs.config import EngineConfig, Value
 from autotune.domain.configs.space import Branch, IntRange
 from autotune.domain.studies.ports import Outcome, Suggestion
@@ -27,12 +29,61 @@ REPEATS_BEFORE_GIVEN = 10
 _NOT_JUDGED = Outcome(objectives=(), scored=False)
 
 
-class OptunaSearch:
-    """Asks an Optuna study for points of the spaces, and never gives out one twice.
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Names of Optuna's parameters for the dimensions of each engine's space.
 
     With several engines the engine is the first parameter, and each engine's dimensions are parameters of
     their own, ``vllm/max_num_seqs``: what one engine makes of a word tells little of another.
     """
+
+    branches: Mapping[str, Branch]
+
+    @classmethod
+    def of(cls, branches: Sequence[Branch]) -> Self:
+        """The names for the spaces of some engines."""
+        return cls({branch.base.engine: branch for branch in branches})
+
+    @property
+    def several(self) -> bool:
+        """Whether there is a choice between engines."""
+        return len(self.branches) > 1
+
+    def parameter(self, engine: str, word: str) -> str:
+        """The parameter that decides a word of an engine."""
+        return f"{engine}/{word}" if self.several else word
+
+    def branch(self, params: Mapping[str, Any]) -> Branch:
+        """The branch that parameters lie in."""
+        return self.branches[params[ENGINE]] if self.several else next(iter(self.branches.values()))
+
+    def word(self, parameter: str) -> str:
+        """The word that a parameter decides."""
+        return parameter.rpartition("/")[2]
+
+    def params_of(self, config: EngineConfig) -> dict[str, Value]:
+        """Parameters of a configuration, as far as it lies in its engine's space."""
+        branch = self.branches[config.engine]
+        point = branch.space.point_of(config, branch.base)
+        own = {self.parameter(config.engine, word): value for word, value in point.items()}
+        return {ENGINE: config.engine, **own} if self.several else own
+
+    def config_of(self, params: Mapping[str, Any]) -> EngineConfig:
+        """The configuration at some parameters; what they do not decide is as in the engine's base."""
+        return self.branch(params).config_at({self.word(n): v for n, v in params.items() if n != ENGINE})
+
+    def applies(self, parameter: str, before: Mapping[str, Any]) -> bool:
+        """Whether a parameter is decided at all, given those before it."""
+        engine, _, word = parameter.rpartition("/")
+        if parameter == ENGINE or (engine and before.get(ENGINE) != engine):
+            return parameter == ENGINE
+        words = {self.word(name): value for name, value in before.items()}
+        branch = self.branch(before)
+        return word not in branch.space.dimensions or branch.space.applies(word, words)
+
+
+class OptunaSearch:
+    """Asks an Optuna study for points of the spaces, and never gives out one twice."""
 
     def __init__(
         self, study: optuna.Study, branches: Sequence[Branch], *, known: Mapping[int, Outcome]
@@ -42,7 +93,7 @@ class OptunaSearch:
         Trials that an earlier process left open are closed: with their outcome where it is ``known``.
         """
         self._study = study
-        self._branches = {branch.base.engine: branch for branch in branches}
+        self._naming = Naming.of(branches)
         self._open: dict[int, Trial] = {}
         self._settle(known)
         self._tried = {
@@ -58,7 +109,7 @@ class OptunaSearch:
             return None
         for _ in range(REPEATS_BEFORE_GIVEN):
             trial = self._study.ask()
-            branch = self._branches[self._engine(trial)]
+            branch = self._naming.branches[self._engine(trial)]
             point: dict[str, Value] = {}
             for name in branch.space.dimensions:
                 if branch.space.applies(name, point):
@@ -71,14 +122,13 @@ class OptunaSearch:
 
     def begin(self, config: EngineConfig) -> Suggestion:
         """Open a trial for a given configuration; samplers learn from it as far as it lies in the space."""
-        branch = self._branches[config.engine]
-        point = branch.space.point_of(config, branch.base)
-        given = {self._parameter(branch, name): value for name, value in point.items()}
-        self._study.enqueue_trial(given | ({ENGINE: config.engine} if len(self._branches) > 1 else {}))
+        given = self._naming.params_of(config)
+        self._study.enqueue_trial(given)
         trial = self._study.ask()
-        self._engine(trial)
-        for name in point:
-            self._suggest(trial, branch, name)
+        branch = self._naming.branches[self._engine(trial)]
+        for name in given:
+            if name != ENGINE:
+                self._suggest(trial, branch, self._naming.word(name))
         return self._opened(trial, config)
 
     def tell(self, number: int, outcome: Outcome) -> None:
@@ -88,23 +138,23 @@ class OptunaSearch:
             self._study.tell(trial, state=TrialState.FAIL)
             return
         trial.set_constraint(FEASIBILITY, -1.0 if outcome.feasible else 1.0)
+        if outcome.levels:
+            trial.set_user_attr(LEVELS_ATTR, levels_as_json(outcome.levels))
         self._study.tell(trial, list(outcome.objectives))
 
     def _first_left(self) -> EngineConfig | None:
         """The first point that no trial had; quick, as hardly more points come before it than were tried."""
-        configs = chain.from_iterable(branch.configs() for branch in self._branches.values())
+        configs = chain.from_iterable(branch.configs() for branch in self._naming.branches.values())
         return next((config for config in configs if config.key not in self._tried), None)
 
     def _engine(self, trial: Trial) -> str:
         """The engine of a trial: a parameter where there is a choice."""
-        names = list(self._branches)
-        return str(trial.suggest_categorical(ENGINE, names)) if len(names) > 1 else names[0]
-
-    def _parameter(self, branch: Branch, name: str) -> str:
-        return f"{branch.base.engine}/{name}" if len(self._branches) > 1 else name
+        names = list(self._naming.branches)
+        return str(trial.suggest_categorical(ENGINE, names)) if self._naming.several else names[0]
 
     def _suggest(self, trial: Trial, branch: Branch, name: str) -> Value:
-        dimension, parameter = branch.space.dimensions[name], self._parameter(branch, name)
+        dimension = branch.space.dimensions[name]
+        parameter = self._naming.parameter(branch.base.engine, name)
         if isinstance(dimension, IntRange) and not dimension.log:
             return trial.suggest_int(parameter, dimension.low, _last(dimension), step=dimension.step)
         value = trial.suggest_categorical(parameter, list(branch.space.choices(name)))
@@ -125,26 +175,13 @@ class OptunaSearch:
             self._study.tell(self._study.ask(), state=TrialState.FAIL)
 
 
-def sampler_of(kind: Literal["tpe", "forest"], branches: Sequence[Branch], seed: int) -> BaseSampler:
-    """What suggests the next point; forests are told which dimensions apply."""
+def baseline_sampler(kind: Literal["tpe", "random"], seed: int) -> BaseSampler:
+    """What suggests the next point in studies that ours is to be compared with."""
     _hush()
-    if kind == "tpe":
-        # group: trials of the defaults have few of the space's parameters, or none.
-        return optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=5, seed=seed)
-    # Its scikit-learn takes a second to import, which studies without it need not wait for.
-    from autotune.adapters.search.sampler import ForestSampler  # noqa: PLC0415
-
-    by_engine = {branch.base.engine: branch for branch in branches}
-
-    def applies(parameter: str, point: Mapping[str, Any]) -> bool:
-        engine, _, word = parameter.rpartition("/")
-        if engine and point.get(ENGINE) != engine:
-            return False
-        branch = by_engine.get(engine) or branches[0]
-        words = {name.rpartition("/")[2]: value for name, value in point.items() if name.startswith(engine)}
-        return word not in branch.space.dimensions or branch.space.applies(word, words)
-
-    return ForestSampler(seed=seed, applies=applies)
+    if kind == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    # group: trials of the defaults have few of the space's parameters, or none.
+    return optuna.samplers.TPESampler(multivariate=True, group=True, n_startup_trials=5, seed=seed)
 
 
 def open_study(name: str, storage: BaseStorage, *, slas: Sequence[str], sampler: BaseSampler) -> optuna.Study:

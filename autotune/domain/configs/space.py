@@ -164,6 +164,21 @@ class SearchSpace(BaseModel):
                 point[name] = choose(self.choices(name))
         return point
 
+    def neighbours(self, point: Mapping[str, Value]) -> Iterator[dict[str, Value]]:
+        """Points that differ from one in a single dimension, and in what applies because of it."""
+        for name in self.dimensions:
+            for value in self.choices(name):
+                if name in point and value != point[name]:
+                    yield self.completed({**point, name: value})
+
+    def completed(self, given: Mapping[str, Value]) -> dict[str, Value]:
+        """The point of ``given`` values, without those that do not apply; of others the first."""
+        point: dict[str, Value] = {}
+        for name in self.dimensions:
+            if self.applies(name, point):
+                point[name] = given.get(name, self.choices(name)[0])
+        return point
+
     def points(self) -> Iterator[dict[str, Value]]:
         """Every point of the space, in order; lazily, since there may be millions."""
         yield from self._points(tuple(self.dimensions), {})

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import log
+
+import numpy as np
 
 from autotune.domain.judging.sla import Metric, Sla
+from autotune.domain.search.curves import Excess, Floats
 from autotune.domain.search.forecast import Deployment, Forecast, Traffic
 
 TTFT_TAIL, TPOT_TAIL = 3.0, 1.1
@@ -74,28 +78,43 @@ class PowerModel:
         return self.tdp_w * min(share, 1.0) * forecast.devices
 
 
-def within(forecast: Forecast, sla: Sla, output_tokens: float) -> bool:
-    """Whether a forecast keeps an SLA, late requests taken as a fixed factor later than the mean one."""
-    return all(
-        _keeps(forecast, metric, bound, output_tokens)
-        for bounds, _ in sla.goals()
-        for metric, bound in bounds
-    )
+def excess_of(sla: Sla, output_tokens: float) -> Excess:
+    """By how much the tails of TTFT and of TPOT exceed an SLA: it takes their logarithms, [2, ...]."""
+    bounds = [(metric, bound) for bounds, _ in sla.goals() for metric, bound in bounds]
+
+    def excess(latency: Floats) -> Floats:
+        each = [_exceeds(latency, metric, bound, output_tokens) for metric, bound in bounds]
+        worst: Floats = np.max(each, axis=0)
+        return worst
+
+    return excess
 
 
-def _keeps(forecast: Forecast, metric: Metric, bound: float, output_tokens: float) -> bool:
-    ttft_s, tpot_s = forecast.ttft_s * TTFT_TAIL, forecast.tpot_s * TPOT_TAIL
+def _exceeds(latency: Floats, metric: Metric, bound: float, output_tokens: float) -> Floats:
+    ttft, tpot = latency
     match metric:
         case Metric.TTFT:
-            return ttft_s <= bound
-        case Metric.TPOT:
-            return tpot_s <= bound
+            found = ttft
+        case Metric.TPOT | Metric.INTERACTIVITY:
+            found = tpot
         case Metric.E2E:
-            return ttft_s + output_tokens * tpot_s <= bound
+            found = np.logaddexp(ttft, log(output_tokens) + tpot)
         case Metric.STALL:
-            return max(tpot_s, forecast.ttft_s) <= bound  # a prompt read between two steps
-        case Metric.INTERACTIVITY:
-            return 1 / tpot_s >= bound
+            found = np.maximum(tpot, ttft - log(TTFT_TAIL))  # a prompt read between two steps
+    limit = 1 / bound if metric is Metric.INTERACTIVITY else bound
+    exceeds: Floats = found - log(limit)
+    return exceeds
+
+
+def tails(forecast: Forecast) -> Floats:
+    """Logarithms of the TTFT and TPOT of late requests, [2], a fixed factor later than the mean one."""
+    late: Floats = np.log([forecast.ttft_s * TTFT_TAIL, forecast.tpot_s * TPOT_TAIL])
+    return late
+
+
+def within(forecast: Forecast, sla: Sla, output_tokens: float) -> bool:
+    """Whether a forecast keeps an SLA."""
+    return bool(excess_of(sla, output_tokens)(tails(forecast)) <= 0)
 
 
 def best_within(

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+import numpy as np
 
 from autotune.domain.configs.config import EngineConfig
 from autotune.domain.hardware.accelerators import Accelerator
 from autotune.domain.judging.sla import Sla
 from autotune.domain.measuring.power import PowerBasis
 from autotune.domain.models.model import ModelShape
-from autotune.domain.search.forecast import Deployment
-from autotune.domain.search.prior import Expected, NotCovered, PowerModel, Prediction, best_within
+from autotune.domain.search.choosing import ByCurve
+from autotune.domain.search.curves import CONCURRENCIES, NOTHING, Curves, Floats
+from autotune.domain.search.forecast import Deployment, Forecast, Traffic
+from autotune.domain.search.prior import (
+    Expected,
+    NotCovered,
+    PowerModel,
+    Prediction,
+    best_within,
+    excess_of,
+    tails,
+)
 
 SOURCE = "roofline"
 LEAST_CHANCE_OF_FITTING = 0.1
@@ -64,10 +76,49 @@ class RooflinePrior:
     ) -> None:
         self._model, self._accelerator = model, accelerator
         self._promises, self._basis, self._headroom = tuple(promises), basis, headroom
+        self._deployments: dict[str, Deployment] = {}
         self._made: dict[str, Prediction] = {}
+        self._curves: dict[tuple[str, float, float], Floats] = {}
 
     def predict(self, config: EngineConfig) -> Prediction | NotCovered:
         """Predict the objective of every SLA on the study's power basis."""
+        deployed = self._deployed(config)
+        if isinstance(deployed, NotCovered):
+            return deployed
+        key, deployment = deployed
+        if key not in self._made:
+            expected = self._expected(deployment)
+            objectives = {p.sla.name: self._objective(expected.get(p.sla.name)) for p in self._promises}
+            self._made[key] = Prediction(source=SOURCE, objectives=objectives, expected=expected)
+        return self._made[key]
+
+    def curves(self, configs: Sequence[EngineConfig], sla: str, /) -> ByCurve:
+        """Forecast whole load curves, for one SLA: TTFT and TPOT of late requests, and the objective."""
+        promise = next(p for p in self._promises if p.sla.name == sla)
+        figures = np.stack([self._curve(config, promise) for config in configs], axis=1)
+        excess = excess_of(promise.sla, promise.output_tokens)
+        return ByCurve(Curves(figures), excess, np.zeros((len(configs), len(figures))))
+
+    def _curve(self, config: EngineConfig, promise: Promise) -> Floats:
+        """Logarithms by concurrency, [3, concurrencies]; NaN where nothing is known."""
+        deployed = self._deployed(config)
+        if isinstance(deployed, NotCovered):
+            return np.full((3, len(CONCURRENCIES)), np.nan)
+        lengths = {"prompt_tokens": promise.prompt_tokens, "output_tokens": promise.output_tokens}
+        at = deployed[0], promise.prompt_tokens, promise.output_tokens
+        if at not in self._curves:
+            self._curves[at] = self._forecast(deployed[1], lengths)
+        return self._curves[at]
+
+    def _forecast(self, deployment: Deployment, lengths: Mapping[str, float]) -> Floats:
+        if not self._fits(deployment, lengths):
+            return np.full((3, len(CONCURRENCIES)), NOTHING)
+        seen = [deployment.forecast(Traffic(**lengths, concurrency=c)) for c in CONCURRENCIES]
+        yields = [f.output_tok_s / (self._watts(f) if self._basis.ranks else 1.0) for f in seen]
+        return np.vstack([np.array([tails(f) for f in seen]).T, np.log(yields)])
+
+    def _deployed(self, config: EngineConfig) -> tuple[str, Deployment] | NotCovered:
+        """The deployment that all configurations alike share, with a key of its own."""
         chip = self._accelerator.performance
         if chip is None:
             return NotCovered(f"no peaks are known of {self._accelerator.name}")
@@ -75,33 +126,34 @@ class RooflinePrior:
         alike = EngineConfig.model_validate(
             {"engine": config.engine, **words, "prefill": config.prefill, "decode": config.decode}
         )
-        if alike.key not in self._made:
-            expected = self._expected(Deployment(self._model, chip, alike))
-            objectives = {p.sla.name: self._objective(expected.get(p.sla.name)) for p in self._promises}
-            self._made[alike.key] = Prediction(source=SOURCE, objectives=objectives, expected=expected)
-        return replace(self._made[alike.key])
+        if alike.key not in self._deployments:
+            self._deployments[alike.key] = Deployment(self._model, chip, alike)
+        return alike.key, self._deployments[alike.key]
+
+    def _fits(self, deployment: Deployment, lengths: Mapping[str, float]) -> bool:
+        return deployment.probability_of_fitting(sum(lengths.values())) >= LEAST_CHANCE_OF_FITTING
 
     def _expected(self, deployment: Deployment) -> Mapping[str, Expected]:
         expected = {}
         for promise in self._promises:
             lengths = {"prompt_tokens": promise.prompt_tokens, "output_tokens": promise.output_tokens}
-            fits = deployment.probability_of_fitting(sum(lengths.values())) >= LEAST_CHANCE_OF_FITTING
+            fits = self._fits(deployment, lengths)
             seen = best_within(deployment, promise.sla, **lengths) if fits else None
             if seen is not None:
                 expected[promise.sla.name] = Expected(
                     rate_rps=seen.output_tok_s / promise.output_tokens,
                     goodput_tok_per_s=seen.output_tok_s * self._headroom,
-                    power_w=self._power_w(
-                        seen.devices, PowerModel(tdp_w=self._accelerator.tdp_w).power_w(seen)
-                    ),
+                    power_w=self._watts(seen),
                     ttft_s=seen.ttft_s,
                     tpot_s=seen.tpot_s,
                 )
         return expected
 
-    def _power_w(self, devices: int, modelled_w: float) -> float:
-        provisioned = self._basis is PowerBasis.PROVISIONED
-        return self._accelerator.all_in_kw * 1e3 * devices if provisioned else modelled_w
+    def _watts(self, seen: Forecast) -> float:
+        """Of all devices, on the study's power basis."""
+        if self._basis is PowerBasis.PROVISIONED:
+            return self._accelerator.all_in_kw * 1e3 * seen.devices
+        return PowerModel(tdp_w=self._accelerator.tdp_w).power_w(seen)
 
     def _objective(self, expected: Expected | None) -> float:
         """As a study scores: good tokens per joule, or goodput where no watts rank."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import exp, log, log2
+from math import exp, log
 from statistics import median
 from typing import Any
 
 from autotune.domain.configs.config import EngineConfig
+from autotune.domain.search.likeness import alike
 from autotune.domain.search.prior import NotCovered, Prediction
 
 SOURCE = "transfer"
@@ -98,20 +99,9 @@ def _kinship(here: Task, there: Task, same_engine: bool) -> float:
 def distance(one: EngineConfig, other: EngineConfig) -> float:
     """How far two configurations are apart: 1 for each word that differs, less for numbers that are near."""
     words, others = _words(one), _words(other)
-    return sum(_apart(words.get(word), others.get(word)) for word in words.keys() | others.keys())
+    return sum(1 - alike(words.get(word), others.get(word)) for word in words.keys() | others.keys())
 
 
 @lru_cache(maxsize=10_000)
 def _words(config: EngineConfig) -> Mapping[str, Any]:
     return config.words
-
-
-def _apart(one: Any, other: Any) -> float:
-    if one == other:
-        return 0.0
-    numbers = [
-        value for value in (one, other) if isinstance(value, int | float) and not isinstance(value, bool)
-    ]
-    if len(numbers) == 2 and min(numbers) > 0:  # noqa: PLR2004 - both
-        return min(abs(log2(numbers[0] / numbers[1])) / 4, 1.0)
-    return 0.5 if one is None or other is None else 1.0

@@ -1,9 +1,9 @@
-"""How far priors are believed: what launches have shown of each, and what all of them say together.
+"""How far priors are believed: what launches have shown of each.
 
 Every prior has a scale and a spread, both learned: measured = scale x predicted x exp(noise). The scale is
-pulled from 1 by launches, the spread starts at what priors are known for; priors are combined by precision.
-Agreement says whether a prior ranks at all: concordant less discordant pairs of launches, pulled towards a
-start that a few pairs outweigh. One that ranks no better than chance is not asked again.
+pulled from 1 by launches, the spread starts at what priors are known for; priors count by agreement and
+precision. Agreement says whether a prior ranks at all: concordant less discordant pairs of launches, pulled
+towards a start that a few pairs outweigh. One that ranks no better than chance is not asked again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from math import exp, inf, log, sqrt
+from math import exp, log, sqrt
 from statistics import median
 
 SCALE_DEVIATION, RELATIVE_DEVIATION = log(3), log(1000)
@@ -22,7 +22,8 @@ SPREAD_LAUNCHES = 2.0
 """So many launches is the spread that a prior starts with worth."""
 AGREEING_PAIRS, PAIRS = 1.5, 2.0
 """A prior starts with so many concordant pairs of so many: agreement 0.5, and 0 after a discordant one."""
-LEAST_AGREEMENT = 0.0
+LEAST_AGREEMENT = -0.25
+"""Below it a prior is not followed: three launches that it ranked the wrong way round take it there."""
 SAME = 0.03
 """Launches whose objectives differ by less than this share are no pair: that is noise."""
 
@@ -39,22 +40,25 @@ class Observed:
 class Learned:
     """What launches have shown of one prior.
 
-    ``scale`` multiplies what it predicts; ``spread`` is the deviation of the logarithm that remains, and
-    ``scale_deviation`` that of the scale itself. ``agreement`` is between -1 and 1, 0 for chance. ``error``
-    is the median factor, above 1, between predicted and measured as they stand (of a relative prior: at its
-    scale); None before any launch.
+    ``scale`` multiplies what it predicts; ``spread`` is the deviation of the logarithm that remains.
+    ``agreement`` is between -1 and 1, 0 for chance. ``error`` is the median factor, above 1, between
+    predicted and measured as they stand (of a relative prior: at its scale); None before any launch.
     """
 
     scale: float
     spread: float
-    scale_deviation: float
     agreement: float
     error: float | None
     launches: int
 
     @property
+    def weight(self) -> float:
+        """What it counts for beside other priors."""
+        return (1 + self.agreement) / self.spread**2
+
+    @property
     def believed(self) -> bool:
-        """Whether it ranks better than chance, as far as is known."""
+        """Whether it may rank better than chance, as far as is known."""
         return self.agreement > LEAST_AGREEMENT
 
 
@@ -71,7 +75,6 @@ def learned(prior: str, observed: Sequence[Observed], *, relative: bool = False)
     return Learned(
         scale=exp(shift),
         spread=sqrt(squares / (len(ratios) + SPREAD_LAUNCHES)),
-        scale_deviation=sqrt(1 / precision),
         agreement=2 * (AGREEING_PAIRS + concordant) / (PAIRS + pairs) - 1,
         error=exp(median(abs(r - shift if relative else r) for r in ratios)) if ratios else None,
         launches=len(known),
@@ -88,33 +91,3 @@ def _pairs(known: Sequence[tuple[float, float]]) -> tuple[float, int]:
         sign = (predicted - other_predicted) * (measured - other_measured)
         concordant += 1.0 if sign > 0 else 0.5 if sign == 0 else 0.0
     return concordant, pairs
-
-
-@dataclass(frozen=True, slots=True)
-class Belief:
-    """What all priors say of a configuration together: mean and deviation of the objective's logarithm."""
-
-    log_mean: float
-    deviation: float
-
-
-UNTRIED = learned("", ())
-"""What is thought of a prior that no launch has shown anything of."""
-
-
-def combined(predicted: Mapping[str, float], trust: Mapping[str, Learned]) -> Belief | None:
-    """Priors that are believed, each at its scale, weighed by precision and agreement; None where none is.
-
-    0, a miss foreseen, is a mean of minus infinity: it comes last, whoever says so.
-    """
-    shown = {name: trust.get(name, UNTRIED) for name in predicted}
-    believed = {name: each for name, each in shown.items() if each.believed}
-    if not believed:
-        return None
-    if any(predicted[name] <= 0 for name in believed):
-        return Belief(-inf, max(each.spread for each in believed.values()))
-    weights = {name: each.agreement / each.spread**2 for name, each in believed.items()}
-    means = {name: log(predicted[name]) + log(each.scale) for name, each in believed.items()}
-    mean = sum(weights[name] * means[name] for name in believed) / sum(weights.values())
-    nearest = min(believed.values(), key=lambda each: each.spread)
-    return Belief(mean, sqrt(nearest.spread**2 + nearest.scale_deviation**2))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from autotune.domain.configs.config import EngineConfig
 from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
@@ -24,6 +24,8 @@ from autotune.domain.load.progress import Cancelled, Steering, to_the_end
 from autotune.domain.measuring.counters import CounterTrace
 from autotune.domain.measuring.measurement import LoadResult
 from autotune.domain.measuring.power import PowerTrace
+from autotune.domain.search.choosing import Foresight
+from autotune.domain.search.curves import SeenLevels
 from autotune.domain.search.prior import NotCovered, Prediction
 from autotune.domain.studies.events import Event
 from autotune.domain.studies.records import LaunchRecord, StudyRow, TrialRow
@@ -102,6 +104,14 @@ class Prior(Protocol):
 
     def predict(self, config: EngineConfig, /) -> Prediction | NotCovered:
         """Predict the objective of every SLA, or say why this configuration is not covered."""
+
+
+@runtime_checkable
+class CurvePrior(Prior, Protocol):
+    """A prior that forecasts whole load curves, which tell more than an objective."""
+
+    def curves(self, configs: Sequence[EngineConfig], sla: str, /) -> Foresight:
+        """Forecast the curves of configurations, as they count for one SLA."""
 
 
 class CounterRecording(Protocol):
@@ -248,11 +258,13 @@ class Outcome:
     """One objective per SLA (0 for what was missed); ``feasible`` is false only for what cannot run.
 
     ``scored`` is false for what was not judged at all (bench failures): no sampler learns from it.
+    ``levels`` are what load levels showed, by the SLA's place.
     """
 
     objectives: tuple[float, ...]
     feasible: bool = True
     scored: bool = True
+    levels: Mapping[int, SeenLevels] = field(default_factory=dict)
 
 
 class Archive(Protocol):

@@ -195,7 +195,7 @@ class StudySpec(_Part):
     )
     priors: tuple[Literal["roofline", "aiconfigurator", "transfer"], ...] = Field(
         ("roofline", "transfer"),
-        description="what ranks configurations before any is launched; the best are tried first",
+        description="what tells of configurations before they are launched; launches correct it",
     )
     requirements: Requirements = Requirements()
     baseline: str | None = Field(None, description="the command line that production runs today")
@@ -205,8 +205,10 @@ class StudySpec(_Part):
     measurement: MeasurementSpec = MeasurementSpec()
     quality: QualitySpec = QualitySpec()
     storage: str = Field("sqlite:///studies.db", description="any SQLAlchemy URL")
-    sampler: Literal["tpe", "forest"] = Field(
-        "tpe", description="suggests launches: Optuna's TPE, or forests that also learn what runs"
+    sampler: Literal["surrogate", "tpe", "random"] = Field(
+        "surrogate",
+        description="suggests launches: ours, by priors and what earlier launches showed; or, to compare it "
+        "with, Optuna's TPE or random search",
     )
     seed: int = 0
     deployment: DeploymentSpec | None = Field(

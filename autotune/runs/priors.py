@@ -1,28 +1,32 @@
-"""The trials that priors ask for: after the given ones, before the search chooses."""
+"""The priors of a study: what they say of configurations, and how far they turned out to be off."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
 
 from autotune.domain.configs.config import EngineConfig
+from autotune.domain.search.choosing import ByObjective, Foresight
 from autotune.domain.search.prior import Prediction
 from autotune.domain.studies.events import Notice
-from autotune.domain.studies.first_trials import MOST, Predictions, Ranked, next_pick, trust_of
-from autotune.domain.studies.ports import EventSink, Prior
-from autotune.domain.studies.records import Purpose, TrialRow
+from autotune.domain.studies.ports import CurvePrior, EventSink, Prior
+from autotune.domain.studies.prior_errors import Predictions, prior_errors
+from autotune.domain.studies.records import TrialRow
 
 
-class FirstTrials:
-    """Picks configurations by priors; ``candidates`` are asked for when the first pick is."""
+class Priors:
+    """All priors of a study, by name; ``slas`` are its SLAs' names."""
 
-    def __init__(
-        self,
-        priors: Mapping[str, Prior],
-        candidates: Callable[[], Sequence[EngineConfig]],
-        slas: Sequence[str],
-    ) -> None:
-        self._priors, self._candidates, self._slas = priors, candidates, tuple(slas)
-        self._ranked: list[Ranked] | None = None
+    def __init__(self, priors: Mapping[str, Prior], slas: Sequence[str]) -> None:
+        self._priors, self._slas = priors, tuple(slas)
+
+    def foresee(self, configs: Sequence[EngineConfig]) -> list[dict[str, Foresight]]:
+        """What each prior says of configurations, for every SLA."""
+        return [
+            {name: _foresight(prior, configs, sla) for name, prior in self._priors.items()}
+            for sla in self._slas
+        ]
 
     def predicted(self, config: EngineConfig) -> dict[str, float]:
         """Objective per SLA as the first prior says that knows more than an order; empty where none does."""
@@ -34,25 +38,11 @@ class FirstTrials:
         told = (p.expected for p in self._predictions(config).values() if not p.relative)
         return {sla: at.rate_rps for sla, at in next(told, {}).items()}
 
-    def next(self, rows: Collection[TrialRow], given: Collection[EngineConfig]) -> EngineConfig | None:
-        """The next configuration to launch; None once the search is to choose.
-
-        ``given`` are those that the study file asked for, which are no picks of a prior.
-        """
-        keys = {config.key for config in given}
-        picks = sum(row.purpose is Purpose.SEARCH and row.config.key not in keys for row in rows)
-        if not self._priors or picks >= MOST:
-            return None
-        if self._ranked is None:
-            ranked = (Ranked(config, self._predictions(config)) for config in self._candidates())
-            self._ranked = [candidate for candidate in ranked if candidate.predictions]
-        return next_pick(self._ranked, rows, self._slas, turn=picks, predict=self._predictions)
-
     def report(self, rows: Collection[TrialRow], sink: EventSink) -> None:
         """Say how far each prior was off, as soon as there are launches to say it by."""
         told = {row.number: self._predictions(row.config) for row in rows}
         for sla in self._slas:
-            for name, shown in trust_of(rows, told, sla).items():
+            for name, shown in prior_errors(rows, told, sla).items():
                 if shown.error is not None:
                     believed = (
                         "" if shown.believed else "; it ranks no better than chance, and is not followed"
@@ -69,5 +59,16 @@ class FirstTrials:
         return {name: prediction for name, prediction in said.items() if isinstance(prediction, Prediction)}
 
 
-NO_PRIOR = FirstTrials({}, tuple, ("",))
-"""Picks nothing and says nothing."""
+def _foresight(prior: Prior, configs: Sequence[EngineConfig], sla: str) -> Foresight:
+    """Whole load curves where the prior forecasts them, else objectives."""
+    if isinstance(prior, CurvePrior):
+        return prior.curves(configs, sla)
+    said = [prior.predict(config) for config in configs]
+    told = [p.objectives[sla] if isinstance(p, Prediction) else np.nan for p in said]
+    relative = any(p.relative for p in said if isinstance(p, Prediction))
+    with np.errstate(divide="ignore"):
+        return ByObjective(np.log(told), relative=relative)
+
+
+NO_PRIORS = Priors({}, ())
+"""Says nothing."""

@@ -1,0 +1,224 @@
+"""Which point of a search space to launch next.
+
+What priors foresee is corrected by launches (a Gaussian process on their errors), and while that promises
+more than was reached, the point that is most likely best is next: on the steep side of an SLA a wide guess
+would make each doubtful one look like the winner. When it promises no more, or nothing is foreseen, the point
+with the most expected improvement is next: of words that no prior knows launches alone can tell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.domain.search.culprits import chances_to_run
+from autotune.domain.search.curves import Curves, Excess, SeenLevels
+from autotune.domain.search.likeness import Likeness, Point, likeness
+from autotune.domain.search.surrogate import Beliefs, condition
+from autotune.domain.search.trust import Learned, Observed, learned
+
+Floats = NDArray[np.float64]
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+COLD = Beliefs(offset=1.0, slope=0.0, spread=0.6, own=0.1, noise=0.05)
+"""Of the logarithms of objectives, about the median of those seen."""
+OFF_CURVE = Beliefs(offset=0.6, slope=0.0, spread=0.4, own=0.15, noise=0.05)
+"""Of the errors of forecast curves."""
+OFF_OBJECTIVE = Beliefs(offset=0.6, slope=0.0, spread=0.4, own=0.15, noise=0.05)
+"""Of the errors of priors that foresee an objective alone."""
+RELATIVE = Beliefs(offset=20.0, slope=0.0, spread=0.6, own=0.1, noise=0.05)
+"""Of those that know it only up to a factor, whatever that is."""
+MISS, MISS_NOISE = 0.7, 0.7
+"""How far below what was foreseen, or below the least seen, a launch counts that missed its SLA."""
+UNMET_GAIN = 2.0
+"""What meeting an SLA at all is worth, as a logarithm, divided by the launches that have missed it."""
+SHARPER = 1.5
+"""By which power of likeness neighbours speak of whether a point runs."""
+LIKELY = 0.5
+"""Chance of running below which a point is left for last: then a launch of it is more likely in vain."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A launch of the point at ``index``: an objective for each SLA (0: missed), and what its levels showed.
+
+    ``levels`` are by the SLA's place, without those of which no level was seen.
+    """
+
+    index: int
+    objectives: tuple[float, ...]
+    runs: bool = True
+    levels: Mapping[int, SeenLevels] = field(default_factory=dict)
+
+
+class Foresight(Protocol):
+    """What one prior says of all points for one SLA, in logarithms of the objective."""
+
+    @property
+    def relative(self) -> bool:
+        """Whether it knows objectives only up to a common factor."""
+
+    @property
+    def expected(self) -> Floats:
+        """Before any launch, [points]; minus infinity for a miss foreseen, NaN where nothing is said."""
+
+    def corrected(self, launches: Sequence[Launch], sla: int, alike: Floats) -> Floats:
+        """After launches, [points]."""
+
+
+@dataclass(frozen=True, slots=True)
+class ByObjective:
+    """A prior that foresees an objective for each point."""
+
+    expected: Floats
+    relative: bool = False
+
+    def corrected(self, launches: Sequence[Launch], sla: int, alike: Floats) -> Floats:
+        """Correct it by the factors that launches were off by, for them and for what is like them."""
+        told = [one for one in launches if one.runs and np.isfinite(self.expected[one.index])]
+        at = np.array([one.index for one in told], dtype=np.int64)
+        measured = np.array([one.objectives[sla] for one in told])
+        met = measured > 0
+        off = np.where(met, np.log(np.where(met, measured, 1.0)) - self.expected[at], -MISS)
+        beliefs, zeros = RELATIVE if self.relative else OFF_OBJECTIVE, np.zeros(len(self.expected))
+        noise = np.where(met, beliefs.noise, MISS_NOISE)
+        return self.expected + condition(zeros, beliefs.covariance(zeros, alike), at, off, noise).mean
+
+
+@dataclass(frozen=True, slots=True)
+class ByCurve:
+    """A prior that forecasts each point's load curve; ``errors`` [points, kinds + 1] are expected of it."""
+
+    curves: Curves
+    excess: Excess
+    errors: Floats
+    relative: bool = False
+
+    @property
+    def expected(self) -> Floats:
+        """The best value within the SLA."""
+        return self.curves.best_at(self.excess, self.errors)
+
+    def corrected(self, launches: Sequence[Launch], sla: int, alike: Floats) -> Floats:
+        """Move every curve by the errors that launches showed of it, and of what is like it."""
+        told = [
+            (one.index, levels)
+            for one in launches
+            if (levels := one.levels.get(sla)) is not None and self.curves.says_of(one.index)
+        ]
+        at = np.array([index for index, _ in told], dtype=np.int64)
+        off = [self.curves.error(index, levels, self.excess) for index, levels in told]
+        noise = np.full(len(told), OFF_CURVE.noise)
+        covariance = OFF_CURVE.covariance(np.zeros(len(alike)), alike)
+        seen = np.array(off).reshape(len(told), self.errors.shape[1])
+        return self.curves.best_at(self.excess, condition(self.errors, covariance, at, seen, noise).mean)
+
+
+def next_point(
+    points: Sequence[Point],
+    launches: Sequence[Launch],
+    foresights: Sequence[Mapping[str, Foresight]],
+    *,
+    among: Sequence[int],
+    alike: Likeness | None = None,
+) -> int:
+    """The point ``among`` some, by index, to launch next; ``foresights`` are those of each SLA, by name.
+
+    It is of the SLA with the most to gain. ``alike`` is how alike points are, if not by their words. Raises
+    ValueError where there is nothing to choose among.
+    """
+    alike, left = alike or likeness(points), np.array(among, dtype=np.int64)
+    ran, failed = ([one.index for one in launches if one.runs is runs] for runs in (True, False))
+    chances = chances_to_run(points, ran, failed, alike.together**SHARPER)
+    likely = left[chances[left] >= LIKELY]
+    if not len(likely):
+        return int(left[np.argmax(chances[left])])
+    picks = [
+        _pick(launches, sla, known, alike.whole, likely, chances) for sla, known in enumerate(foresights)
+    ]
+    _, chosen = max(picks, key=lambda pick: pick[0])
+    return chosen
+
+
+def _pick(
+    launches: Sequence[Launch],
+    sla: int,
+    foresights: Mapping[str, Foresight],
+    alike: Floats,
+    left: NDArray[np.int64],
+    chances: Floats,
+) -> tuple[float, int]:
+    """The point for one SLA, and the gain expected of it, as a logarithm."""
+    best = max((one.objectives[sla] for one in launches), default=0.0)
+    unmet_gain = UNMET_GAIN / (1 + sum(one.runs for one in launches))
+    foreseen = _foreseen(launches, sla, foresights, alike)
+    if foreseen is not None:
+        expected = foreseen[left] + np.log(chances[left])
+        place = int(np.argmax(expected))
+        gain = expected[place] - math.log(best) if best else unmet_gain
+        if np.isfinite(expected[place]) and gain > 0:
+            return float(gain), int(left[place])
+    improvement = _improvement(launches, sla, foreseen if best else None, alike)[left] * chances[left]
+    place = int(np.argmax(improvement))
+    return float(improvement[place]) if best else unmet_gain, int(left[place])
+
+
+def _foreseen(
+    launches: Sequence[Launch], sla: int, foresights: Mapping[str, Foresight], alike: Floats
+) -> Floats | None:
+    """What priors that may be followed say together, corrected by launches; None where there is none."""
+    values, weights = [], []
+    for name, prior in foresights.items():
+        trust = _trust(name, prior, launches, sla)
+        if trust.believed:
+            corrected = prior.corrected(launches, sla, alike)
+            known = corrected[~np.isnan(corrected)]
+            # A point that a prior says nothing of stands in the middle of those it knows.
+            values.append(np.where(np.isnan(corrected), np.median(known), corrected))
+            weights.append(trust.weight)
+    return np.average(values, axis=0, weights=weights) if values else None
+
+
+def _trust(name: str, prior: Foresight, launches: Sequence[Launch], sla: int) -> Learned:
+    expected = prior.expected
+    observed = [
+        Observed(one.objectives[sla], {name: math.exp(expected[one.index])})
+        for one in launches
+        if one.runs and not math.isnan(expected[one.index])
+    ]
+    return learned(name, observed, relative=prior.relative)
+
+
+def _improvement(launches: Sequence[Launch], sla: int, foreseen: Floats | None, alike: Floats) -> Floats:
+    """Expected improvement over the best so far, in logarithms.
+
+    Expected is what is foreseen, else what launches alone tell; they say too how far it may be off.
+    """
+    told = [one for one in launches if one.runs]
+    at = np.array([one.index for one in told], dtype=np.int64)
+    measured = np.array([one.objectives[sla] for one in told])
+    met = measured > 0
+    values = np.log(np.where(met, measured, 1.0))
+    centre, least = (float(np.median(values[met])), values[met].min()) if met.any() else (0.0, 0.0)
+    values = np.where(met, values, least - MISS) - centre
+    zeros = np.zeros(len(alike))
+    beliefs = COLD if foreseen is None else OFF_CURVE
+    covariance = beliefs.covariance(zeros, alike)
+    after = condition(zeros, covariance, at, values, np.where(met, beliefs.noise, MISS_NOISE))
+    spread = np.sqrt(np.maximum(np.diag(after.covariance), 1e-12))
+    mean = after.mean if foreseen is None else np.nan_to_num(foreseen, neginf=-1e3) - centre
+    return expected_improvement(mean, spread, float(values[met].max(initial=0.0)))
+
+
+def expected_improvement(mean: Floats, spread: Floats, best: float) -> Floats:
+    """Expected improvement over ``best`` of normally distributed values (Jones et al. 1998)."""
+    z = (mean - best) / spread
+    density = np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+    improvement: Floats = spread * (z * 0.5 * (1 + _erf(z / math.sqrt(2))) + density)
+    return improvement
