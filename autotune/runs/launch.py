@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autotune.domain.basics.errors import BenchError
+from autotune.domain.basics.errors import BenchError, InfeasibleConfigError
 from autotune.domain.configs.config import EngineConfig
 from autotune.domain.hardware.hardware import Device, Hardware
 from autotune.domain.hardware.node import NodeState, code_of, faults, new_faults, warnings
 from autotune.domain.judging.answers import NoAnswerError
 from autotune.domain.judging.judgement import WrongOutputError
 from autotune.domain.judging.quality import Precision, QualityVerdict, ReferenceAnswers
+from autotune.domain.judging.scoring import score_curve
 from autotune.domain.launches.commands import shell_commands
 from autotune.domain.launches.launch import (
     EngineDiedError,
@@ -33,6 +34,8 @@ from autotune.domain.load.progress import Cancelled
 from autotune.domain.measuring.measurement import LoadCurve, Measurement
 from autotune.domain.measuring.power import mean_power_w
 from autotune.domain.search.boundary import NO_FOREKNOWLEDGE, Foreknowledge, Length
+from autotune.domain.search.capacity import Expectation
+from autotune.domain.search.expectation import FLOOR
 from autotune.domain.studies.events import Notice, PhaseChanged
 from autotune.domain.studies.ports import (
     EngineHost,
@@ -97,7 +100,8 @@ class LaunchTask:
     ``levels`` is None to search for the load boundary, else the levels to measure (finals), with the names of
     the SLAs that must hold at one of them. ``start`` is the node as it was before the study's first launch.
     ``known`` is what the study knows of quality so far, ``foreknown`` of loads. No level is begun that
-    might not end within ``time_left_s`` of the launch's start, but each workload's first.
+    might not end within ``time_left_s`` of the launch's start, but each workload's first. ``variants`` differ
+    from the configuration in settings of the devices alone, and are measured on its engine after it.
     """
 
     study: StudySpec
@@ -111,6 +115,7 @@ class LaunchTask:
     known: QualityKnown = NOTHING_KNOWN
     foreknown: Foreknowledge = NO_FOREKNOWLEDGE
     time_left_s: float = math.inf
+    variants: tuple[EngineConfig, ...] = ()
 
 
 def run_launch(task: LaunchTask, bench: Bench, sink: EventSink, cancelled: Cancelled) -> LaunchRecord:
@@ -120,6 +125,17 @@ def run_launch(task: LaunchTask, bench: Bench, sink: EventSink, cancelled: Cance
     StudyCancelledError when the user asked to stop.
     """
     return _Launch(task, bench, sink, cancelled).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What a variant showed, and how long that took; its number until the study gives it another."""
+
+    number: int
+    config: EngineConfig
+    curve: LoadCurve
+    load_s: float
+    failure: Failure | None
 
 
 class _Launch:
@@ -138,6 +154,7 @@ class _Launch:
         self._ready_s: float | None = None
         self._loading_s: float | None = None
         self._loaded_s: float | None = None
+        self._variants: tuple[_Measured, ...] = ()
 
     def run(self) -> LaunchRecord:
         failure: Failure | None = None
@@ -166,14 +183,8 @@ class _Launch:
             # First in, last out: what the engine leaves behind is seen when it is gone.
             stack.callback(self._look_again, devices)
             # Put back when the engine is gone, and before its node is looked at again.
-            stack.enter_context(
-                bench.settings(
-                    devices,
-                    allowed=task.study.hardware_asked.allow,
-                    power_limit_w=task.config.power_limit_w,
-                    graphics_clock_mhz=task.config.graphics_clock_mhz,
-                )
-            )
+            settings = stack.enter_context(ExitStack())
+            settings.enter_context(self._settings(task.config))
             self._phase(Phase.STARTING)
             self._started_s = time.monotonic()
             engine = stack.enter_context(
@@ -192,23 +203,51 @@ class _Launch:
             self._loading_s = time.monotonic()
             self._phase(Phase.LOADING)
             try:
-                self._load(
-                    engine,
-                    LoadBench(
-                        driver=bench.driver,
-                        meter=bench.meter,
-                        engine=engine,
-                        devices=devices,
-                        beside=bench.beside,
-                        plan=bench.plan,
-                        number=task.number,
-                        sink=self._sink,
-                        cancelled=self._cancelled,
-                    ),
-                )
+                for measurement in self._load(engine, task.number, task.foreknown):
+                    self._curve = (*self._curve, measurement)
             finally:
                 self._loaded_s = time.monotonic()
+            for number, variant in enumerate(task.variants, task.number + 1):
+                settings.close()
+                if not self._measure(number, variant, engine, settings):
+                    break
             self._phase(Phase.STOPPING)
+
+    def _settings(self, config: EngineConfig) -> AbstractContextManager[None]:
+        return self._bench.settings(
+            self._devices,
+            allowed=self._task.study.hardware_asked.allow,
+            power_limit_w=config.power_limit_w,
+            graphics_clock_mhz=config.graphics_clock_mhz,
+        )
+
+    def _measure(
+        self, number: int, variant: EngineConfig, engine: RunningEngine, settings: ExitStack
+    ) -> bool:
+        """Measure the running engine under other settings; returns whether it still runs."""
+        began_s = time.monotonic()
+        try:
+            settings.enter_context(self._settings(variant))
+        except InfeasibleConfigError as refused:
+            self._sink(Notice(f"trial {number}: {refused}"))
+            return True
+        curve: LoadCurve = ()
+        failure: Failure | None = None
+        try:
+            for measurement in self._load(engine, number, self._expected_of_variants()):
+                curve = (*curve, measurement)
+        except EngineDiedError as died:
+            failure = self._bench.launcher.classify_failure(died.evidence)
+        took_s = time.monotonic() - began_s
+        self._variants = (*self._variants, _Measured(number, variant, curve, took_s, failure))
+        return failure is None
+
+    def _expected_of_variants(self) -> Foreknowledge:
+        """The configuration itself says where its variants' capacity lies."""
+        study = self._task.study
+        scores = (score_curve(self._curve, sla, study.workload_of(sla)) for sla in study.slas)
+        expected = {s.sla: Expectation(rps=s.capacity_rps, spread=FLOOR) for s in scores if s.capacity_rps}
+        return replace(self._task.foreknown, expected={**self._task.foreknown.expected, **expected})
 
     def _look_over(self, devices: tuple[Device, ...]) -> None:
         """Note the node's state and what its devices draw at rest; raises BenchError for a node at fault."""
@@ -284,13 +323,25 @@ class _Launch:
             evidence = engine.evidence(str(lost), loading=False, stalled=lost.timed_out)
             raise EngineDiedError(evidence, task.workdir) from lost
 
-    def _load(self, engine: RunningEngine, bench: LoadBench) -> None:
+    def _load(self, engine: RunningEngine, number: int, foreknown: Foreknowledge) -> Iterator[Measurement]:
+        """Drive load, for the trial of a number; raises EngineDiedError."""
         study, chosen = self._task.study, self._task.levels
+        bench = LoadBench(
+            driver=self._bench.driver,
+            meter=self._bench.meter,
+            engine=engine,
+            devices=self._devices,
+            beside=self._bench.beside,
+            plan=self._bench.plan,
+            number=number,
+            sink=self._sink,
+            cancelled=self._cancelled,
+        )
         length = LENGTHS.get(self._task.purpose, Length.SHORT)
         for workload in study.workload_names:
             if chosen is None:
                 levels = within(
-                    search_levels(study, workload, self._task.foreknown),
+                    search_levels(study, workload, foreknown),
                     study,
                     until_s=self._entered_s + self._task.time_left_s,
                 )
@@ -302,8 +353,7 @@ class _Launch:
                     tuple(sla for sla in study.slas_on(workload) if sla.name in self._task.must_hold),
                 )
             try:
-                for measurement in measure_levels(bench, study, levels):
-                    self._keep(measurement)
+                yield from measure_levels(bench, study, levels)
             except EngineDiedUnderLoadError as died:
                 stalled = isinstance(died, EngineStalledError)
                 evidence = engine.evidence(str(died), loading=True, stalled=stalled)
@@ -331,9 +381,6 @@ class _Launch:
         told = next((found for log in logs if (found := re.search(line, log))), None)
         return int(told[1].replace(",", "")) if told else None
 
-    def _keep(self, measurement: Measurement) -> None:
-        self._curve = (*self._curve, measurement)
-
     def _phase(self, phase: Phase) -> None:
         self._sink(PhaseChanged(self._task.number, phase))
 
@@ -342,7 +389,7 @@ class _Launch:
         ready_s = self._ready_s or now_s
         if failure and failure.reaction is Reaction.BENCH:
             raise BenchError(f"{failure.failure_class} while {failure.phase}: {failure.line}")
-        return LaunchRecord(
+        record = LaunchRecord(
             study=self._task.study.name,
             number=self._task.number,
             purpose=self._task.purpose,
@@ -363,3 +410,18 @@ class _Launch:
             answers=self._answers,
             kv_tokens=self._kv_tokens(),
         )
+        variants = tuple(
+            replace(
+                record,
+                number=each.number,
+                purpose=Purpose.SEARCH,
+                config=each.config,
+                curve=each.curve,
+                launch_s=0.0,
+                load_s=each.load_s,
+                failure=each.failure,
+                answers=None,
+            )
+            for each in self._variants
+        )
+        return replace(record, variants=variants)

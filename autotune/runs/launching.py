@@ -42,7 +42,10 @@ STATES: Mapping[Reaction, TrialState] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchOrder:
-    """One launch to carry out; ``levels`` and what follows as in LaunchTask."""
+    """One launch to carry out; ``levels`` and what follows as in LaunchTask.
+
+    ``variants`` are measured on its engine too.
+    """
 
     suggestion: Suggestion
     purpose: Purpose
@@ -53,6 +56,7 @@ class LaunchOrder:
     known: QualityKnown = NOTHING_KNOWN
     foreknown: Foreknowledge = NO_FOREKNOWLEDGE
     time_left_s: float = math.inf
+    variants: tuple[EngineConfig, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,15 +87,7 @@ class Launching:
         """Launch once; raises StudyCancelledError, DevicesBusyError, BenchError where it keeps breaking."""
         started_s = time.monotonic()
         number, config = order.suggestion.number, order.suggestion.config
-        row = TrialRow(
-            study=self._study.name,
-            number=number,
-            purpose=order.purpose,
-            state=TrialState.RUNNING,
-            config=config,
-            final_of=order.final_of,
-            predicted=self._parts.predicted(config),
-        )
+        row = self._row(order.suggestion, order.purpose, order.final_of)
         self._trials.keep(row)
         self._parts.sink(LaunchStarted(number, config, order.purpose))
         try:
@@ -106,7 +102,12 @@ class Launching:
             self._set_aside(replace(row, total_s=time.monotonic() - started_s), broken)
             return
         self._broken_in_a_row = 0
-        self._learn(row, record, started_s)
+        variants_s = sum(variant.load_s for variant in record.variants)
+        self._learn(row, record, time.monotonic() - started_s - variants_s)
+        for variant in record.variants:
+            suggestion = self._parts.search.begin(variant.config)
+            own = replace(variant, number=suggestion.number)
+            self._learn(self._row(suggestion, Purpose.SEARCH), own, variant.load_s)
 
     def reject(self, suggestion: Suggestion, purpose: Purpose, why: str) -> None:
         """Close a trial for which no engine is started."""
@@ -160,7 +161,18 @@ class Launching:
                 f"{self._broken_in_a_row} launches in a row broke; the last: {broken}"
             ) from broken
 
-    def _learn(self, row: TrialRow, record: LaunchRecord, started_s: float) -> None:
+    def _row(self, suggestion: Suggestion, purpose: Purpose, final_of: int | None = None) -> TrialRow:
+        return TrialRow(
+            study=self._study.name,
+            number=suggestion.number,
+            purpose=purpose,
+            state=TrialState.RUNNING,
+            config=suggestion.config,
+            final_of=final_of,
+            predicted=self._parts.predicted(suggestion.config),
+        )
+
+    def _learn(self, row: TrialRow, record: LaunchRecord, total_s: float) -> None:
         """Archive first, then score, then tell: a crash in between loses no measurement."""
         logs = self._logs(record.number)
         self._parts.archive.save(record, logs)
@@ -187,7 +199,7 @@ class Launching:
             objectives=objectives if admitted else dict.fromkeys(objectives, 0.0),
             quality=record.quality.state if record.quality else None,
         )
-        self._close(replace(closed, total_s=time.monotonic() - started_s), record)
+        self._close(replace(closed, total_s=total_s), record)
         why = f"{failure.failure_class}: {failure.line}" if failure else ""
         self._parts.sink(LaunchEnded(row.number, state, scores, why, record.launch_s, record.load_s))
         if row.final_of is None and admitted:

@@ -154,7 +154,22 @@ class StudyRun:
             spend += self._set_aside()
         devices = self._study.devices_held(suggestion.config)
         left_s = budget.time_left_s(self._study.budget, spend, devices)
-        self._launching.launch(LaunchOrder(suggestion=suggestion, purpose=purpose, time_left_s=left_s))
+        self._launching.launch(
+            LaunchOrder(
+                suggestion=suggestion,
+                purpose=purpose,
+                time_left_s=left_s,
+                variants=self._variants(suggestion.config),
+            )
+        )
+
+    def _variants(self, config: EngineConfig) -> tuple[EngineConfig, ...]:
+        """The configuration under other settings of the devices, those that no trial had."""
+        tried = {row.config.key for row in self._trials.rows} | {config.key}
+        (branch,) = (b for b in self._study.branches if b.base.engine == config.engine)
+        found = {variant.key: variant for variant in branch.under_other_settings(config)}
+        setting = self._setting()
+        return tuple(v for k, v in found.items() if k not in tried and why_infeasible(v, setting) is None)
 
     def _setting(self) -> Setting:
         """What configurations must fit into, the memory model corrected by what launches so far logged."""

@@ -179,6 +179,7 @@ def _study_run(
             known=order.known,
             foreknown=order.foreknown,
             time_left_s=order.time_left_s,
+            variants=order.variants,
         )
         return run_launch(task, benches[order.suggestion.config.engine], sink, cancelled)
 

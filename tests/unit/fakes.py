@@ -14,7 +14,12 @@ from typing import TypeVar
 import numpy as np
 from synthetic_measurements import HEALTHY, NOTHING, measurement, request, steady_power
 
-from autotune.domain.basics.errors import DevicesBusyError, InputError, InputProblem
+from autotune.domain.basics.errors import (
+    DevicesBusyError,
+    InfeasibleConfigError,
+    InputError,
+    InputProblem,
+)
 from autotune.domain.configs.config import EngineConfig
 from autotune.domain.configs.space import Branch
 from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
@@ -169,6 +174,7 @@ class FakeSettings:
     def __init__(self) -> None:
         self.asked: list[tuple[tuple[str, ...], int | None, int | None]] = []
         self.held = 0
+        self.refuses: int | None = None
 
     @contextmanager
     def __call__(
@@ -179,6 +185,8 @@ class FakeSettings:
         power_limit_w: int | None,
         graphics_clock_mhz: int | None,
     ) -> Iterator[None]:
+        if power_limit_w is not None and power_limit_w == self.refuses:
+            raise InfeasibleConfigError("this GPU has no such limit")
         self.asked.append((tuple(allowed), power_limit_w, graphics_clock_mhz))
         self.held += 1
         try:

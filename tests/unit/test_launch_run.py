@@ -87,6 +87,7 @@ class Parts:
         purpose: Purpose = Purpose.SEARCH,
         known: QualityKnown = NOTHING_KNOWN,
         time_left_s: float = math.inf,
+        variants: tuple[EngineConfig, ...] = (),
         **words: object,
     ) -> LaunchRecord:
         study = study or study_spec(measurement=QUICK)
@@ -101,6 +102,7 @@ class Parts:
             start=start,
             known=known,
             time_left_s=time_left_s,
+            variants=variants,
         )
         bench = Bench(
             launcher=self.launcher,
@@ -133,6 +135,44 @@ def test_settings_of_the_gpus_are_held_for_the_launch_as_far_as_the_study_allows
     study = study_spec(measurement=QUICK, hardware={"allow": ["power_limit"]})
     assert parts.run(tmp_path, study=study, power_limit_w=400).failure is None
     assert parts.settings.asked == [(("power_limit",), 400, None)]
+
+
+def limited(watts: int | None) -> EngineConfig:
+    words = {"engine": "fake", "tensor_parallel": 2} | ({"power_limit_w": watts} if watts else {})
+    return EngineConfig.model_validate(words)
+
+
+def test_other_settings_are_measured_on_the_running_engine(tmp_path: Path) -> None:
+    parts = Parts()
+    study = study_spec(measurement=QUICK, hardware={"allow": ["power_limit"]})
+    record = parts.run(tmp_path, study=study, variants=(limited(500), limited(300)))
+    assert len(parts.host.launches) == 1
+    assert [watts for _, watts, _ in parts.settings.asked] == [None, 500, 300]
+    assert [v.config.power_limit_w for v in record.variants] == [500, 300]
+    assert [v.number for v in record.variants] == [8, 9]
+    assert all(v.curve and v.launch_s == 0 and v.load_s > 0 and v.failure is None for v in record.variants)
+    prompts = [
+        tuple(plan.prompts.token_ids(r.prompt)) for plan in parts.driver.plans for r in plan.requests[:20]
+    ]
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_a_setting_that_cannot_be_leaves_the_others_measured(tmp_path: Path) -> None:
+    parts = Parts()
+    parts.settings.refuses = 500
+    record = parts.run(tmp_path, variants=(limited(500), limited(300)))
+    assert record.failure is None
+    assert [v.config.power_limit_w for v in record.variants] == [300]
+
+
+def test_an_engine_that_dies_under_another_setting_has_measured_the_first(tmp_path: Path) -> None:
+    whole = len(Parts().run(tmp_path).curve)
+    parts = Parts(driver=FakeDriver(dies_at_drive=whole + 2), failure_class=FailureClass.DIED_UNDER_LOAD)
+    record = parts.run(tmp_path, variants=(limited(500), limited(300)))
+    assert (record.failure, len(record.curve)) == (None, whole)
+    (variant,) = record.variants
+    assert variant.failure is not None
+    assert variant.failure.failure_class is FailureClass.DIED_UNDER_LOAD
 
 
 def test_what_the_pools_of_a_launch_took_is_read_from_their_logs(tmp_path: Path) -> None:

@@ -676,6 +676,37 @@ def test_resume_goes_on_with_the_same_reference_and_verdicts(tmp_path: Path) -> 
     assert bench.orders[0].known.verdicts[0].judged_in == 0
 
 
+# --- settings of the devices
+
+
+LIMITS = {"dimensions": {"max_num_seqs": [8, 16], "power_limit_w": ["default", 500, 300]}}
+
+
+def with_variants(order: LaunchOrder) -> LaunchRecord:
+    """Measures the settings as well, each in 20 s."""
+    own = record(order)
+    variants = tuple(
+        replace(own, number=own.number + 1 + k, config=config, launch_s=0.0, load_s=20.0)
+        for k, config in enumerate(order.variants)
+    )
+    return replace(own, variants=variants)
+
+
+def test_power_limits_are_searched_on_the_running_engine(tmp_path: Path) -> None:
+    study = study_spec(space=LIMITS, hardware={"allow": ["power_limit"]}, budget={"launches": 20})
+    bench = Bench(study, tmp_path, with_variants)
+    bench.run()
+    searched = [o for o in bench.orders if o.purpose in {Purpose.SEARCH, Purpose.DEFAULTS}]
+    starts = [(o.suggestion.config.max_num_seqs, o.suggestion.config.power_limit_w) for o in searched]
+    # The defaults' own two limits come with them.
+    assert starts == [(None, None), (8, None), (16, None)]
+    measured = {(r.config.max_num_seqs, r.config.power_limit_w): r for r in bench.rows if r.final_of is None}
+    assert set(measured) == {(n, w) for n in (None, 8, 16) for w in (None, 500, 300)}
+    assert measured[8, 300].total_s == 20.0
+    assert measured[8, 300].on_running_engine
+    assert not measured[8, None].on_running_engine
+
+
 # --- the search's own economy
 
 

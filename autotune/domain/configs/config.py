@@ -179,6 +179,9 @@ def _show(word: str, value: Any) -> str:
     return f"{word}={' '.join(value) if isinstance(value, tuple) else value}"
 
 
+SETTING_WORDS = ("power_limit_w", "graphics_clock_mhz")
+"""Settings of the devices: they change under a running engine, which needs no launch for them."""
+
 MODEL_WORDS = ("checkpoint", "speculative_model")
 """Words whose values are models: folders, or names on the hub."""
 

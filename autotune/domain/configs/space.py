@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,14 @@ from pydantic import (
     model_validator,
 )
 
-from autotune.domain.configs.config import MODEL_WORDS, EngineConfig, Value, check_words, error_at
+from autotune.domain.configs.config import (
+    MODEL_WORDS,
+    SETTING_WORDS,
+    EngineConfig,
+    Value,
+    check_words,
+    error_at,
+)
 
 DEFAULT = "default"
 """Value of a dimension that leaves the word unset: the engine's own default."""
@@ -205,6 +213,17 @@ class Branch:
     def config_at(self, point: Mapping[str, Value]) -> EngineConfig:
         """The configuration at a point; DEFAULT leaves the base's own word."""
         return self.space.config_at(self.base, point)
+
+    def under_other_settings(self, config: EngineConfig) -> Iterator[EngineConfig]:
+        """A configuration with each other value of the words that change under a running engine."""
+        point = self.space.point_of(config, self.base)
+        words = [word for word in SETTING_WORDS if word in point]
+        for values in itertools.product(*(self.space.choices(word) for word in words)):
+            there = self.config_at({**point, **dict(zip(words, values, strict=True))})
+            if there != self.config_at(point):
+                kept = {word: value for word, value in config.words.items() if word not in SETTING_WORDS}
+                own = {word: there.words[word] for word in SETTING_WORDS if word in there.words}
+                yield EngineConfig.model_validate({"engine": config.engine, **kept, **own})
 
     @property
     def models_named(self) -> frozenset[str]:

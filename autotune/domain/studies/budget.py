@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -47,41 +47,54 @@ def time_left_s(budget: Budget, spend: Spend, devices: int) -> float:
 def spent(rows: Sequence[TrialRow], study: StudySpec, wall_s: float) -> Spend:
     """What a study's trials cost so far; bench failures cost time, but are no launches of the budget."""
     return Spend(
-        launches=sum(was_judged(row) for row in rows),
+        launches=sum(was_launched(row) for row in rows),
         wall_s=wall_s,
         device_s=sum(row.total_s * study.devices_held(row.config) for row in rows),
     )
 
 
 def was_judged(row: TrialRow) -> bool:
-    """Whether an engine was started for a trial, and the configuration judged by it."""
+    """Whether the configuration of a trial was judged by an engine that ran, or tried to."""
     return row.state in {TrialState.MEASURED, TrialState.INFEASIBLE, TrialState.CENSORED}
 
 
+def was_launched(row: TrialRow) -> bool:
+    """Whether an engine was started for it, and not only set otherwise."""
+    return was_judged(row) and not row.on_running_engine
+
+
 def next_launch(rows: Sequence[TrialRow], study: StudySpec) -> Spend:
-    """What one more launch of the search will likely cost: the median of those before it."""
-    judged = [row for row in rows if was_judged(row)]
+    """What one more launch of the search will likely cost, the settings measured on its engine too."""
+    launched = [row for row in rows if was_launched(row)]
+    variants = [row for row in rows if row.on_running_engine]
+
+    def likely_s(cost_s: Callable[[TrialRow], float]) -> float:
+        own_s = median([cost_s(row) for row in launched] or [0.0])
+        return own_s + sum(map(cost_s, variants)) / max(len(launched), 1)
+
     return Spend(
         launches=1,
-        wall_s=median([row.total_s for row in judged] or [0.0]),
-        device_s=median([row.total_s * study.devices_held(row.config) for row in judged] or [0.0]),
+        wall_s=likely_s(lambda row: row.total_s),
+        device_s=likely_s(lambda row: row.total_s * study.devices_held(row.config)),
     )
 
 
 def finals(rows: Sequence[TrialRow], study: StudySpec, count: int) -> Spend:
     """What ``count`` finals will likely cost: a start each, and a window for every SLA."""
-    judged = [row for row in rows if was_judged(row)]
-    start_s = median([row.launch_s for row in judged] or [0.0])
     load_s = len(study.slas) * (study.measurement.warmup + study.measurement.final_window)
-    devices = max((study.devices_held(row.config) for row in judged), default=1)
-    wall_s = count * (start_s + load_s)
-    return Spend(launches=count, wall_s=wall_s, device_s=wall_s * devices)
+    wall_s = count * (_start_s(rows) + load_s)
+    return Spend(launches=count, wall_s=wall_s, device_s=wall_s * _most_devices(rows, study))
 
 
 def soak(rows: Sequence[TrialRow], study: StudySpec, levels: int) -> Spend:
     """What one launch that soaks at so many levels will likely cost."""
-    judged = [row for row in rows if was_judged(row)]
-    start_s = median([row.launch_s for row in judged] or [0.0])
-    wall_s = start_s + levels * (study.measurement.warmup + study.soak_s)
-    devices = max((study.devices_held(row.config) for row in judged), default=1)
-    return Spend(launches=1, wall_s=wall_s, device_s=wall_s * devices)
+    wall_s = _start_s(rows) + levels * (study.measurement.warmup + study.soak_s)
+    return Spend(launches=1, wall_s=wall_s, device_s=wall_s * _most_devices(rows, study))
+
+
+def _start_s(rows: Sequence[TrialRow]) -> float:
+    return median([row.launch_s for row in rows if was_launched(row)] or [0.0])
+
+
+def _most_devices(rows: Sequence[TrialRow], study: StudySpec) -> int:
+    return max((study.devices_held(row.config) for row in rows if was_judged(row)), default=1)

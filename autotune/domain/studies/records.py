@@ -50,6 +50,8 @@ class LaunchRecord:
     where the launch ended before it was looked at. ``transport`` is what KV blocks took between pools.
     ``quality`` is the verdict on its precision, ``answers`` what others are judged by, of the launch that
     became the study's reference. ``kv_tokens`` is what one replica's KV cache held, where its log tells.
+    ``variants`` are records of the same engine under other settings of its devices, kept as launches of
+    their own that took no time to start.
     """
 
     study: str
@@ -71,6 +73,7 @@ class LaunchRecord:
     quality: QualityVerdict | None = None
     answers: ReferenceAnswers | None = None
     kv_tokens: int | None = None
+    variants: tuple[LaunchRecord, ...] = ()
 
     @property
     def precision(self) -> Precision:
@@ -109,6 +112,11 @@ class TrialRow:
     objectives: Mapping[str, float] = field(default_factory=dict)
     quality: str | None = None
     predicted: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def on_running_engine(self) -> bool:
+        """Whether it was measured on an engine that another trial had started."""
+        return self.load_s > 0 and self.launch_s == 0
 
 
 class StudyStatus(StrEnum):
