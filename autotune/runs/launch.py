@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from autotune.domain.basics.errors import BenchError, InfeasibleConfigError
@@ -16,7 +17,7 @@ from autotune.domain.hardware.hardware import Device, Hardware
 from autotune.domain.hardware.node import NodeState, code_of, faults, new_faults, warnings
 from autotune.domain.judging.answers import NoAnswerError
 from autotune.domain.judging.judgement import WrongOutputError
-from autotune.domain.judging.quality import Precision, QualityVerdict, ReferenceAnswers
+from autotune.domain.judging.quality import Precision, QualityVerdict, ReferenceAnswers, TaskScore
 from autotune.domain.judging.scoring import score_curve
 from autotune.domain.launches.commands import shell_commands
 from autotune.domain.launches.launch import (
@@ -48,6 +49,7 @@ from autotune.domain.studies.ports import (
     Preflight,
     RunningEngine,
     Settings,
+    TaskRunner,
 )
 from autotune.domain.studies.records import LaunchRecord, Purpose
 from autotune.domain.studies.study import StudySpec
@@ -84,6 +86,7 @@ class Bench:
     host: EngineHost
     driver: LoadDriver
     probe: OutputProbe
+    tasks: TaskRunner
     meter: PowerMeter
     beside: tuple[PowerMeter, ...]
     preflight: Preflight
@@ -307,6 +310,7 @@ class _Launch:
             # An engine's first log-probabilities may have a kernel compiled: it is still starting then.
             timeout_s=study.measurement.start_timeout,
             cancelled=self._cancelled,
+            solve=partial(self._solve, engine),
         )
         examination = Examination(
             number=task.number,
@@ -322,6 +326,20 @@ class _Launch:
         except NoAnswerError as lost:
             evidence = engine.evidence(str(lost), loading=False, stalled=lost.timed_out)
             raise EngineDiedError(evidence, task.workdir) from lost
+
+    def _solve(self, engine: RunningEngine) -> tuple[TaskScore, ...]:
+        """Have the study's tasks solved, where it has any."""
+        spec, bench = self._task.study.quality.tasks, self._bench
+        if spec is None:
+            return ()
+        self._sink(Notice(f"trial {self._task.number}: tasks are solved: {', '.join(spec.names)}"))
+        chat = bench.launcher.traits.chat_only
+        try:
+            return bench.tasks.run(engine.endpoint, spec, self._task.workdir, self._cancelled, chat=chat)
+        except BenchError as failed:
+            if engine.alive():
+                raise
+            raise NoAnswerError(f"the engine died while it solved tasks: {failed}") from failed
 
     def _load(self, engine: RunningEngine, number: int, foreknown: Foreknowledge) -> Iterator[Measurement]:
         """Drive load, for the trial of a number; raises EngineDiedError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from autotune.domain.judging.answers import Answer, AnswerTerms, Question
@@ -15,6 +15,7 @@ from autotune.domain.judging.quality import (
     QualityState,
     QualityVerdict,
     ReferenceAnswers,
+    TaskScore,
 )
 from autotune.domain.launches.endpoint import Endpoint
 from autotune.domain.load.level import Level
@@ -69,13 +70,14 @@ class Examination:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examiner:
-    """Asks one running engine; raises NoAnswerError, StudyCancelledError."""
+    """Asks one running engine, and has it ``solve`` tasks; raises NoAnswerError, StudyCancelledError."""
 
     probe: OutputProbe
     endpoint: Endpoint
     spec: QualitySpec
     timeout_s: float
     cancelled: Cancelled
+    solve: Callable[[], tuple[TaskScore, ...]] = tuple
 
     def ask(self, questions: Sequence[Question], *, together: int = 1) -> tuple[Answer, ...]:
         """Put some questions, so many at once."""
@@ -167,7 +169,8 @@ def learn_reference(
     long_answers = examiner.ask(long)
     if not any(answer.output_tokens for answer in long_answers):
         long, long_answers = (), ()
-    first = Interview(alone=alone, scored_alone=scored_alone, long=long_answers)
+    tasks = examiner.solve() if gated else ()
+    first = Interview(alone=alone, scored_alone=scored_alone, long=long_answers, tasks=tasks)
     again = examiner.interview(prompts, scored, long)
     return ReferenceAnswers(
         number=number,
@@ -193,7 +196,14 @@ def _scored_after(prompts: Sequence[Question], answers: Sequence[Answer]) -> tup
 
 def judge_reference(reference: ReferenceAnswers, spec: QualitySpec) -> QualityVerdict:
     """The reference against itself: passed, with how far it is from itself."""
-    verdict = judge(reference.own, reference, reference.precision, number=reference.number, spec=spec)
+    verdict = judge(
+        reference.own,
+        reference,
+        reference.precision,
+        number=reference.number,
+        spec=spec,
+        tasks=reference.answers.tasks,
+    )
     reasons = ("the reference itself", *verdict.reasons)
     return replace(verdict, state=QualityState.PASSED, reasons=reasons)
 
@@ -204,7 +214,8 @@ def judge_engine(
     """Ask an engine all that the reference was asked, and hold its answers against the reference's."""
     other = examiner.interview(reference.questions, reference.scored_questions, reference.long_questions)
     found = readings(reference.answers, other, examiner.spec)
-    return judge(found, reference, precision, number=number, spec=examiner.spec)
+    tasks = examiner.solve() if reference.answers.tasks else ()
+    return judge(found, reference, precision, number=number, spec=examiner.spec, tasks=tasks)
 
 
 def questions_of(study: StudySpec, plan: Planner) -> Questions:

@@ -17,6 +17,7 @@ from autotune.adapters.engines.containers import ContainedLauncher
 from autotune.adapters.engines.host import LocalEngineHost
 from autotune.adapters.engines.hygiene import Hygiene
 from autotune.adapters.engines.kernel_log import KernelLog
+from autotune.adapters.engines.lm_eval import LmEval
 from autotune.adapters.engines.remote import RemoteEngineHost
 from autotune.adapters.files.model_files import ModelFiles
 from autotune.adapters.files.text_prompts import prompt_maker
@@ -74,6 +75,7 @@ def benches_for(study: StudySpec) -> Iterator[Mapping[str, Bench]]:
             inventory=inventory,
             driver=driver,
             probe=HttpOutputProbe(),
+            tasks=LmEval(),
             meter=meter_for(study, kind),
             beside=meters_beside(study, kind),
             preflight=LocalPreflight(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from autotune.domain.basics.errors import InputError, InputProblem
 from autotune.domain.configs.config import MODEL_WORDS, EngineConfig
 from autotune.domain.configs.space import DEFAULT
 from autotune.domain.hardware.hardware import Hardware
+from autotune.domain.judging.quality import QualitySpec
 from autotune.domain.load.progress import Cancelled
 from autotune.domain.studies.events import Notice, StudyStarted
 from autotune.domain.studies.feasibility import KnownModel, Setting
@@ -53,10 +55,28 @@ def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> StudyS
     workloads = tuple(resolved_paths(w, path.parent) for w in study.workloads)
     study = study.model_copy(update={"model": _resolved_model(study.model, path), "workloads": workloads})
     study = StudySpec.model_validate(_with_models(study.model_dump(), path))
+    study = study.model_copy(update={"quality": _with_tasks(study.quality, path)})
     _check_endpoints(path, study)
     kind = kind_of([environment_for(engine) for engine in study.engines])
     check_against_hardware(path, study, hardware_for(study, kind))
     return study
+
+
+def _with_tasks(quality: QualitySpec, study_file: Path) -> QualitySpec:
+    """The tasks' folder as an absolute path; raises InputError where it or the harness is not there."""
+    tasks = quality.tasks
+    if tasks is None:
+        return quality
+    where = f"{study_file}: quality.tasks"
+    if shutil.which(tasks.command) is None:
+        remedy = "pip install 'lm_eval[api]' in an environment of its own, and give its lm_eval as `command`"
+        raise InputError(InputProblem(where, f"there is no command {tasks.command!r} here", remedy))
+    if tasks.folder is None:
+        return quality
+    folder = (study_file.parent / tasks.folder).resolve()
+    if not folder.is_dir():
+        raise InputError(InputProblem(where, f"no folder {str(folder)!r}", "name one with tasks' YAML files"))
+    return quality.model_copy(update={"tasks": tasks.model_copy(update={"folder": str(folder)})})
 
 
 def _check_endpoints(path: Path, study: StudySpec) -> None:

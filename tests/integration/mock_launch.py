@@ -14,6 +14,7 @@ from autotune.adapters.devices.inventory import LocalInventory
 from autotune.adapters.devices.preflight import LocalPreflight
 from autotune.adapters.engines import warden
 from autotune.adapters.engines.host import LocalEngineHost
+from autotune.adapters.engines.lm_eval import LmEval
 from autotune.adapters.load.output_probe import HttpOutputProbe
 from autotune.adapters.power import settings as power_settings
 from autotune.adapters.power.estimated import EstimatedPowerMeter
@@ -132,6 +133,7 @@ class MockLaunch:
             host=LocalEngineHost(LAUNCHER.traits.counters, self.folder, stop_grace_s=0.5),
             driver=self.driver,
             probe=HttpOutputProbe(),
+            tasks=LmEval(),
             meter=self.meter,
             beside=self.beside,
             preflight=LocalPreflight(),

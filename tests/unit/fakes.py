@@ -25,6 +25,7 @@ from autotune.domain.configs.space import Branch
 from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
 from autotune.domain.hardware.node import CoolDown, NodeState
 from autotune.domain.judging.answers import Answer, AnswerTerms, Question, Step
+from autotune.domain.judging.quality import TaskScore, TaskSpec
 from autotune.domain.launches.endpoint import Endpoint
 from autotune.domain.launches.launch import (
     EngineEnvironment,
@@ -435,6 +436,24 @@ class FakeProbe:
         )
         text = " ".join(map(str, ids))
         return Answer(text=text, output_tokens=len(ids), steps=() if self._mute else steps)
+
+
+class FakeTasks:
+    """Solves every task with the given score, of which the standard error is ``error``."""
+
+    def __init__(self, score: float = 0.8, error: float = 0.01, fails: Exception | None = None) -> None:
+        self._score, self._error, self._fails = score, error, fails
+        self.solved: list[tuple[str, ...]] = []
+
+    def run(
+        self, endpoint: Endpoint, tasks: TaskSpec, workdir: Path, cancelled: Cancelled, *, chat: bool
+    ) -> tuple[TaskScore, ...]:
+        if self._fails is not None:
+            raise self._fails
+        self.solved.append(tasks.names)
+        return tuple(
+            TaskScore(task=name, metric="acc", score=self._score, error=self._error) for name in tasks.names
+        )
 
 
 class FakeMeter:

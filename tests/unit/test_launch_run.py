@@ -21,6 +21,7 @@ from fakes import (
     FakePreflight,
     FakeProbe,
     FakeSettings,
+    FakeTasks,
     never,
     planner,
     study_spec,
@@ -69,8 +70,9 @@ class Parts:
         counted: CounterTrace | None = None,
         preflight: FakePreflight | None = None,
         probe: FakeProbe | None = None,
+        tasks: FakeTasks | None = None,
     ) -> None:
-        self.probe = probe or FakeProbe()
+        self.probe, self.tasks = probe or FakeProbe(), tasks or FakeTasks()
         self.preflight, self.settings = preflight or FakePreflight(), FakeSettings()
         self.driver, self.host = driver or FakeDriver(), FakeHost(error, counted=counted)
         self.inventory, self.launcher = FakeInventory(busy=busy), FakeLauncher(failure_class)
@@ -112,6 +114,7 @@ class Parts:
             host=self.host,
             driver=self.driver,
             probe=self.probe,
+            tasks=self.tasks,
             meter=FakeMeter(),
             beside=(),
             preflight=self.preflight,
@@ -536,6 +539,51 @@ def test_another_precision_is_judged_once_and_the_verdict_kept(
     )
     assert again.probe.asked == [(4, 4, False)]
     assert later.quality == record.quality
+
+
+TASKS = {"names": ["sums"], "loss": 0.02}
+
+
+def with_tasks() -> StudySpec:
+    return study_spec(measurement=QUICK, quality={"tasks": TASKS})
+
+
+@pytest.mark.parametrize(
+    ("score", "error", "state", "why"),
+    [
+        (0.79, 0.001, QualityState.PASSED, ""),
+        (0.70, 0.01, QualityState.FAILED, "score lost in sums (acc): 0.1, at most 0.0233"),
+        (0.78, 0.04, QualityState.PASSED, ""),
+        (0.60, 0.20, QualityState.NOT_JUDGED, "too few questions"),
+    ],
+)
+def test_a_precision_that_solves_tasks_worse_than_the_reference_fails(
+    tmp_path: Path, score: float, error: float, state: QualityState, why: str
+) -> None:
+    own = Parts()
+    reference = own.run(tmp_path, study=with_tasks(), purpose=Purpose.DEFAULTS).answers
+    assert reference is not None
+    assert own.tasks.solved == [("sums",)]
+    other = Parts(tasks=FakeTasks(score, error))
+    verdict = other.run(
+        tmp_path, study=with_tasks(), known=QualityKnown(reference=reference), kv_cache_dtype="fp8"
+    ).quality
+    assert verdict is not None
+    assert verdict.state is state
+    assert why in " ".join(verdict.reasons)
+
+
+def test_tasks_are_solved_once_for_a_precision(tmp_path: Path) -> None:
+    reference = Parts().run(tmp_path, study=with_tasks(), purpose=Purpose.DEFAULTS).answers
+    parts = Parts()
+    parts.run(tmp_path, study=with_tasks(), known=QualityKnown(reference=reference), max_num_seqs=4)
+    assert parts.tasks.solved == []
+
+
+def test_tasks_that_the_harness_cannot_run_are_the_benchs_fault(tmp_path: Path) -> None:
+    parts = Parts(tasks=FakeTasks(fails=BenchError("lm_eval failed with exit code 1: no dataset")))
+    with pytest.raises(BenchError, match="no dataset"):
+        parts.run(tmp_path, study=with_tasks(), purpose=Purpose.DEFAULTS)
 
 
 def test_with_the_gate_off_known_prompts_alone_are_asked(tmp_path: Path) -> None:

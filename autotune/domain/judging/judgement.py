@@ -27,12 +27,17 @@ from autotune.domain.judging.quality import (
     Reading,
     ReferenceAnswers,
     Setting,
+    TaskScore,
 )
 
 HIGH_TO_MEAN = 5.0
 """What the high quantile may be where the mean may be 1; a long prompt's, of few tokens, twice that."""
 LARGEST_NATS = 1.0
 """A reference that is so far from itself is no reference: nothing can be judged by it."""
+ONE_SIDED = 1.645
+"""Standard errors that one loss in twenty exceeds by luck."""
+MOST_SCORE = 0.2
+"""A task so uncertain that such a loss would pass tells nothing: it has too few questions."""
 TEXT_FLOOR = 0.5
 """Share of the text that may be another where there is text alone: one rounding changes all that follows."""
 
@@ -152,8 +157,9 @@ def judge(
     *,
     number: int,
     spec: QualitySpec,
+    tasks: Sequence[TaskScore] = (),
 ) -> QualityVerdict:
-    """Hold distances against what the reference's own and the tolerance allow."""
+    """Hold distances, and scores in tasks, against what the reference's own and the tolerance allow."""
     figures = tuple(
         QualityFigure(
             setting=each.setting,
@@ -164,11 +170,18 @@ def judge(
         )
         for each in found
     )
+    figures += tuple(_task_figures(reference.answers.tasks, tasks, spec))
     blind = [f for f in figures if f.threshold >= _limit(f.measure)]
     failed = [f for f in figures if not f.passed and f not in blind]
-    missing = {own.setting for own in reference.own} - {f.setting for f in figures}
+    asked = {own.setting for own in reference.own} | {Setting.TASKS for _ in reference.answers.tasks}
+    missing = asked - {f.setting for f in figures}
     reasons = [str(f) for f in failed]
-    reasons += [f"the reference differs from itself: {f.measure} {f.setting}: {f.own:.3g}" for f in blind]
+    reasons += [
+        f"too few questions: {f}"
+        if f.task
+        else f"the reference differs from itself: {f.measure} {f.setting}: {f.own:.3g}"
+        for f in blind
+    ]
     reasons += [f"nothing that it answered can be compared: {setting}" for setting in sorted(missing)]
     state = (
         QualityState.FAILED
@@ -197,6 +210,26 @@ def judge(
     )
 
 
+def _task_figures(
+    reference: Sequence[TaskScore], other: Sequence[TaskScore], spec: QualitySpec
+) -> Iterator[QualityFigure]:
+    """Scores lost; a loss within ONE_SIDED standard errors of the difference is luck."""
+    known = {(score.task, score.metric): score for score in other}
+    for ours in reference:
+        theirs = known.get((ours.task, ours.metric))
+        if theirs is not None and spec.tasks is not None:
+            error = math.hypot(ours.error, theirs.error)
+            lost = ours.score - theirs.score
+            yield QualityFigure(
+                setting=Setting.TASKS,
+                measure=Measure.SCORE,
+                value=lost if ours.higher_is_better else -lost,
+                own=error,
+                threshold=max(spec.tasks.loss, ONE_SIDED * error),
+                task=f"{ours.task} ({ours.metric})",
+            )
+
+
 def _threshold(setting: Setting, measure: Measure, own: float, spec: QualitySpec) -> float:
     """What a distance may be: the floor for its measure, or a multiple of the reference's from itself."""
     floors = {
@@ -211,6 +244,8 @@ def _threshold(setting: Setting, measure: Measure, own: float, spec: QualitySpec
 
 def _limit(measure: Measure) -> float:
     """A threshold from which on nearly anything would pass."""
+    if measure is Measure.SCORE:
+        return MOST_SCORE
     if measure.unit == "share":
         return 1.0
     return LARGEST_NATS * (HIGH_TO_MEAN if measure is Measure.HIGH else 1)

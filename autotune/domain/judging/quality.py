@@ -12,10 +12,29 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
+from autotune.domain.basics.quantities import PositiveDurationS
 from autotune.domain.configs.config import EngineConfig
 from autotune.domain.judging.answers import Answer, Question
+
+
+class TaskSpec(BaseModel):
+    """Tasks of lm-evaluation-harness that the reference and each other precision are given once."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    names: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="tasks, as lm_eval names them")
+    folder: str | None = Field(None, description="folder with tasks of one's own; lm_eval's --include_path")
+    limit: PositiveInt | None = Field(None, description="questions of each task; left out: all of them")
+    loss: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.02, description="by how much a score may be below the reference's, whatever its standard error"
+    )
+    model: dict[str, str | int | float | bool] = Field(
+        {}, description="further arguments of lm_eval's model, such as a tokenizer for tasks that need one"
+    )
+    command: str = Field("lm_eval", description="the harness: on the PATH, or a path of its own environment")
+    timeout: PositiveDurationS = Field(3600.0, description="for all tasks together")
 
 
 class QualitySpec(BaseModel):
@@ -48,14 +67,7 @@ class QualitySpec(BaseModel):
         3.0, description="how much further than the reference is from itself others may be from it"
     )
 
-    tasks: tuple[str, ...] = Field((), description="of lm-evaluation-harness; not run here, and refused")
-
-    @field_validator("tasks")
-    @classmethod
-    def _are_not_run(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        if tasks:
-            raise ValueError("tasks are not run by the tuner; score the recommended command with lm_eval")
-        return tasks
+    tasks: TaskSpec | None = Field(None, description="tasks of lm-evaluation-harness to be solved as well")
 
     def bars(self, verdict: QualityVerdict) -> bool:
         """Whether what has this verdict may never be recommended."""
@@ -116,6 +128,7 @@ class Setting(StrEnum):
     ALONE = "alone"
     TOGETHER = "together"
     LONG = "long context"
+    TASKS = "tasks"
 
 
 class Measure(StrEnum):
@@ -126,11 +139,12 @@ class Measure(StrEnum):
     KL = "KL divergence, at least"
     DIFFERING = "answers that differ beyond the margin"
     TEXT = "text after the common beginning"
+    SCORE = "score lost"
 
     @property
     def unit(self) -> str:
         """Nats, or a share."""
-        return "share" if self in {Measure.DIFFERING, Measure.TEXT} else "nats"
+        return "nats" if self in {Measure.MEAN, Measure.HIGH, Measure.KL} else "share"
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,13 +158,17 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityFigure:
-    """A distance, the reference's from itself, and what it may be at most."""
+    """A distance, the reference's from itself, and what it may be at most.
+
+    Of a ``task`` it is the score lost to the reference, and ``own`` the standard error of that.
+    """
 
     setting: Setting
     measure: Measure
     value: float
     own: float
     threshold: float
+    task: str = ""
 
     @property
     def passed(self) -> bool:
@@ -159,6 +177,11 @@ class QualityFigure:
 
     def __str__(self) -> str:
         unit = f" {self.measure.unit}" if self.measure.unit == "nats" else ""
+        if self.task:
+            return (
+                f"{self.measure} in {self.task}: {self.value:.3g}, at most {self.threshold:.3g} "
+                f"(standard error {self.own:.3g})"
+            )
         return (
             f"{self.measure} {self.setting}: {self.value:.3g}{unit}, at most {self.threshold:.3g} "
             f"(reference against itself {self.own:.3g})"
@@ -190,6 +213,17 @@ class QualityVerdict:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskScore:
+    """What an engine scored in a task, by one of its metrics; ``error`` is the score's standard error."""
+
+    task: str
+    metric: str
+    score: float
+    error: float
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Interview:
     """What an engine answered; ``scored`` are answers of the reference's words, with this engine's steps."""
 
@@ -198,6 +232,7 @@ class Interview:
     scored_alone: tuple[Answer, ...] = ()
     scored_together: tuple[Answer, ...] = ()
     long: tuple[Answer, ...] = ()
+    tasks: tuple[TaskScore, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,9 +54,12 @@ class QualityMeasure(Part):
     measure: Measure
     unit: str
     value: float | None
-    reference_against_itself: float | None
+    reference_against_itself: float | None = Field(
+        description="the same distance of the reference from itself; of a task the standard error of the loss"
+    )
     at_most: float | None
     passed: bool
+    task: str | None = Field(None, description="of lm-evaluation-harness, with its metric")
 
 
 class Quality(Part):

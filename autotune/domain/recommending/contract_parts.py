@@ -40,6 +40,7 @@ def quality_part(record: LaunchRecord) -> Quality:
                 reference_against_itself=_finite(figure.own),
                 at_most=_finite(figure.threshold),
                 passed=figure.passed,
+                task=figure.task or None,
             )
             for figure in verdict.figures
         ),

@@ -12,6 +12,7 @@ from autotune.domain.configs.config import EngineConfig
 from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
 from autotune.domain.hardware.node import CoolDown, NodeState
 from autotune.domain.judging.answers import Answer, AnswerTerms, Question
+from autotune.domain.judging.quality import TaskScore, TaskSpec
 from autotune.domain.launches.endpoint import Endpoint
 from autotune.domain.launches.launch import (
     Evidence,
@@ -185,6 +186,18 @@ class OutputProbe(Protocol):
 
         Raises NoAnswerError when the connection breaks or a deadline passes, StudyCancelledError when
         ``cancelled`` turned true.
+        """
+
+
+class TaskRunner(Protocol):
+    """Has a running engine solve tasks; how well is what it returns."""
+
+    def run(
+        self, endpoint: Endpoint, tasks: TaskSpec, workdir: Path, cancelled: Cancelled, *, chat: bool
+    ) -> tuple[TaskScore, ...]:
+        """Solve all tasks, as a chat where the endpoint knows no completions; the log goes to ``workdir``.
+
+        Raises BenchError where they could not be solved, StudyCancelledError when ``cancelled`` turned true.
         """
 
 
