@@ -11,6 +11,7 @@ MODELS ?= $(wildcard ../shared/models)
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
+LM_EVAL := $(CURDIR)/build/lm-eval/bin/lm_eval
 TINY_MODELS := .models/tiny-dense/config.json .models/tiny-moe/config.json
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check --editable
 
@@ -36,9 +37,15 @@ test-unit: $(INSTALLED_DEV) ## the tests that need no engine
 test-e2e: $(INSTALLED_DEV) engine $(TINY_MODELS) ## whole studies on a real engine, minutes
 	@$(BIN)/pytest -m "e2e and not long"
 
-test-long: $(INSTALLED_DEV) engine $(TINY_MODELS) ## more engines, pools, the quality gate, hangs: half an hour
+test-long: $(INSTALLED_DEV) engine $(TINY_MODELS) $(LM_EVAL) ## more engines, pools, the quality gate, hangs: half an hour
 	@$(BIN)/autotune engines install transformers
-	@$(BIN)/pytest -m long
+	@AUTOTUNE_LM_EVAL=$(LM_EVAL) $(BIN)/pytest -m long
+
+# In an environment of its own; the newest whose command line and results the tests have seen.
+$(LM_EVAL):
+	@echo "installing lm-evaluation-harness into build/lm-eval"
+	@$(PYTHON) -m venv build/lm-eval
+	@build/lm-eval/bin/pip install --quiet 'lm_eval[api]==0.4.13' transformers
 
 parallelism: engine $(TINY_MODELS) .models/tiny-dense-int8/config.json ## every parallelism, precision and speculation of vLLM on CPU, measured
 	@$(BIN)/autotune tune search_spaces/parallelism-dense.yaml

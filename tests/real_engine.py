@@ -15,6 +15,7 @@ from autotune.domain.studies.ports import EventSink
 from autotune.domain.studies.records import LaunchRecord, Purpose
 from autotune.domain.studies.study import StudySpec
 from autotune.runs.launch import LaunchTask, run_launch
+from autotune.runs.quality import QualityKnown
 
 WORKLOAD = {"name": "chat", "input_tokens": 64, "output_tokens": 32}
 SLA = {"name": "any", "attainment": 0.5, "slos": {"e2e": "30s"}}
@@ -66,3 +67,25 @@ def launch(
         bench = benches["vllm"]
         unasked = replace(bench, environment=replace(bench.environment, flags={}))
         return run_launch(task, bench if parser_asked else unasked, sink, lambda: False)
+
+
+def examined(
+    folder: Path,
+    study: StudySpec,
+    *,
+    number: int = 0,
+    known: QualityKnown | None = None,
+    **words: Any,
+) -> LaunchRecord:
+    """Start an engine and have it examined, without load; it is the reference if nothing is ``known``."""
+    task = LaunchTask(
+        study=study,
+        number=number,
+        purpose=Purpose.DEFAULTS if known is None else Purpose.SEARCH,
+        config=study.default_config().replaced(words),
+        workdir=folder / f"logs-{number}",
+        levels=(),
+        known=known or QualityKnown(),
+    )
+    with wiring.benches_for(study) as benches:
+        return run_launch(task, benches["vllm"], lambda _event: None, lambda: False)

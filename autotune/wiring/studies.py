@@ -63,20 +63,20 @@ def load_study(path: Path, overrides: Mapping[str, Any] | None = None) -> StudyS
 
 
 def _with_tasks(quality: QualitySpec, study_file: Path) -> QualitySpec:
-    """The tasks' folder as an absolute path; raises InputError where it or the harness is not there."""
+    """The tasks' paths as absolute ones; raises InputError where their folder or the harness is not there."""
     tasks = quality.tasks
     if tasks is None:
         return quality
-    where = f"{study_file}: quality.tasks"
-    if shutil.which(tasks.command) is None:
+    where, here = f"{study_file}: quality.tasks", study_file.parent.resolve()
+    found = shutil.which(here / tasks.command if "/" in tasks.command else tasks.command)
+    if found is None:
         remedy = "pip install 'lm_eval[api]' in an environment of its own, and give its lm_eval as `command`"
         raise InputError(InputProblem(where, f"there is no command {tasks.command!r} here", remedy))
-    if tasks.folder is None:
-        return quality
-    folder = (study_file.parent / tasks.folder).resolve()
-    if not folder.is_dir():
+    folder = here / tasks.folder if tasks.folder else None
+    if folder is not None and not folder.is_dir():
         raise InputError(InputProblem(where, f"no folder {str(folder)!r}", "name one with tasks' YAML files"))
-    return quality.model_copy(update={"tasks": tasks.model_copy(update={"folder": str(folder)})})
+    known = {"command": str(found), "folder": str(folder) if folder else None}
+    return quality.model_copy(update={"tasks": tasks.model_copy(update=known)})
 
 
 def _check_endpoints(path: Path, study: StudySpec) -> None:

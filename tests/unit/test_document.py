@@ -213,6 +213,7 @@ def test_the_verdict_on_quality_stands_beside_the_figures() -> None:
         "reference_against_itself": 0.001,
         "at_most": 0.05,
         "passed": True,
+        "task": None,
     }
     assert (fast["quality"]["figures"][1]["value"], fast["quality"]["figures"][1]["passed"]) == (None, False)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from autotune.domain.configs.config import EngineConfig
 from autotune.domain.judging.answers import (
@@ -34,6 +34,7 @@ from autotune.domain.judging.quality import (
     Reading,
     ReferenceAnswers,
     Setting,
+    TaskScore,
     objection,
 )
 
@@ -256,7 +257,7 @@ def judged(other: Interview, *own: Reading, spec: QualitySpec = SPEC) -> Quality
 def test_the_reference_against_itself_passes() -> None:
     verdict = judged(interview(*FOUR))
     assert verdict.state is QualityState.PASSED
-    assert {f.setting for f in verdict.figures} == set(Setting)
+    assert {f.setting for f in verdict.figures} == set(Setting) - {Setting.TASKS}
     assert all(f.value == pytest.approx(0, abs=1e-9) for f in verdict.figures)
     assert (verdict.judged_in, verdict.reference) == (5, 3)
 
@@ -336,10 +337,34 @@ def test_text_alone_is_judged_and_it_is_said() -> None:
     assert judged(Interview(alone=other, together=same)).state is QualityState.FAILED
 
 
-def test_tasks_are_refused_with_a_remedy() -> None:
-    assert QualitySpec(tasks=()).tasks == ()
-    with pytest.raises(ValidationError, match="score the recommended command with lm_eval"):
-        QualitySpec(tasks=("gsm8k",))
+def solved(score: float, error: float = 0.01, *, higher_is_better: bool = True) -> TaskScore:
+    return TaskScore(task="sums", metric="m", score=score, error=error, higher_is_better=higher_is_better)
+
+
+def judged_by_tasks(ours: Sequence[TaskScore], theirs: Sequence[TaskScore]) -> QualityVerdict:
+    spec = QualitySpec.model_validate({"tasks": {"names": ["sums"], "loss": 0.02}})
+    against = replace(reference(FOUR), answers=replace(interview(*FOUR), tasks=tuple(ours)))
+    found = readings(against.answers, interview(*FOUR), spec)
+    return judge(found, against, FP8, number=5, spec=spec, tasks=theirs)
+
+
+def test_a_metric_of_which_less_is_better_is_lost_by_more() -> None:
+    ours, worse = (solved(value, 0.001, higher_is_better=False) for value in (1.0, 1.1))
+    assert judged_by_tasks([ours], [worse]).state is QualityState.FAILED
+    assert judged_by_tasks([worse], [ours]).state is QualityState.PASSED
+
+
+def test_tasks_that_only_the_reference_solved_leave_it_open() -> None:
+    verdict = judged_by_tasks([solved(0.8)], [])
+    assert verdict.state is QualityState.NOT_JUDGED
+    assert "nothing that it answered can be compared: tasks" in verdict.reasons
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.1))
+def test_a_loss_fails_only_beyond_what_luck_explains(ours: float, theirs: float, error: float) -> None:
+    verdict = judged_by_tasks([solved(ours, error)], [solved(theirs, error)])
+    allowed = max(0.02, 1.645 * math.sqrt(2) * error)
+    assert (verdict.state is QualityState.FAILED) == (ours - theirs > allowed and allowed < 0.2)
 
 
 # --- precisions and what may be recommended
