@@ -16,6 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.domain.configs.space import DEFAULT
 from autotune.domain.search.culprits import chances_to_run
 from autotune.domain.search.curves import Curves, Excess, SeenLevels
 from autotune.domain.search.likeness import Likeness, Point, likeness
@@ -26,8 +27,8 @@ Floats = NDArray[np.float64]
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
-COLD = Beliefs(offset=1.0, slope=0.0, spread=0.6, own=0.1, noise=0.05)
-"""Of the logarithms of objectives, about the median of those seen."""
+COLD = Beliefs(offset=1.0, slope=0.0, spread=1.0, own=0.1, noise=0.05)
+"""Of the logarithms of objectives, about the median of those seen: a word may well change them by half."""
 OFF_CURVE = Beliefs(offset=0.6, slope=0.0, spread=0.4, own=0.15, noise=0.05)
 """Of the errors of forecast curves."""
 OFF_OBJECTIVE = Beliefs(offset=0.6, slope=0.0, spread=0.4, own=0.15, noise=0.05)
@@ -38,6 +39,8 @@ MISS, MISS_NOISE = 0.7, 0.7
 """How far below what was foreseen, or below the least seen, a launch counts that missed its SLA."""
 UNMET_GAIN = 2.0
 """What meeting an SLA at all is worth, as a logarithm, divided by the launches that have missed it."""
+DEPARTURE = 0.01
+"""What each word that is not left to the engine must earn, as a logarithm."""
 SHARPER = 1.5
 """By which power of likeness neighbours speak of whether a point runs."""
 LIKELY = 0.5
@@ -136,6 +139,8 @@ def next_point(
     alike, left = alike or likeness(points), np.array(among, dtype=np.int64)
     ran, failed = ([one.index for one in launches if one.runs is runs] for runs in (True, False))
     chances = chances_to_run(points, ran, failed, alike.together**SHARPER)
+    # Of points that promise the same, the one that leaves most to the engine.
+    chances *= np.exp([-DEPARTURE * sum(value != DEFAULT for value in point.values()) for point in points])
     likely = left[chances[left] >= LIKELY]
     if not len(likely):
         return int(left[np.argmax(chances[left])])

@@ -1,7 +1,8 @@
 """How alike points of a search space are: what a launch of one tells of another.
 
-Half of it is by single words (the share of words that two points have in common, so that what a word did in
-one place is expected of it everywhere), half by all of them together, which neighbours alone have in common.
+Most of it is by single words: the share of words that two points have in common, so that what a word did in
+one place is expected of it everywhere. The rest is by all of them together, which neighbours alone have in
+common.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Floats = NDArray[np.float64]
 Point = Mapping[str, Any]
 """Values by word; a word that is left out is at the engine's default."""
 
-BY_WORD = 0.5
+BY_WORD = 0.8
 """The share of single words in the whole."""
 DOUBLINGS = 2.0
 """So many doublings between two numbers leave 1/e of what they have in common."""
