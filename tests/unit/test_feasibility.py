@@ -407,6 +407,21 @@ def test_blocks_of_vllm_on_a_cpu_are_multiples_of_32(size: int, expected: str | 
 
 
 @pytest.mark.parametrize(
+    ("instructions", "expected"),
+    [((), "kv-on-cores"), (("avx512f",), None), (("amx_tile",), None), (None, None)],
+)
+def test_an_fp8_cache_on_a_cpu_needs_wide_vectors(
+    instructions: tuple[str, ...] | None, expected: str | None
+) -> None:
+    known = None if instructions is None else frozenset(instructions)
+    core = Device(DeviceKind.CPU, 0, "core", "cpu-0", GIB, instructions=known)
+    cores = Hardware(DeviceKind.CPU, (core,))
+    assert rule(LLAMA_8B, on=cores, kv_cache_dtype="fp8") == expected
+    assert rule(LLAMA_8B, on=cores, kv_cache_dtype="auto") is None
+    assert rule(LLAMA_8B, "sglang", cores, kv_cache_dtype="fp8") is None
+
+
+@pytest.mark.parametrize(
     ("facts", "engine", "quantization", "expected"),
     [
         (LLAMA_8B, "vllm", "fp8", "precision"),

@@ -19,7 +19,7 @@ from autotune.adapters.devices import nvidia as devices_nvidia
 from autotune.adapters.power.amd import load_amdsmi
 from autotune.adapters.runtime_dir import default_runtime_dir
 from autotune.domain.basics.errors import BenchError, DevicesBusyError
-from autotune.domain.hardware.hardware import Device, DeviceKind, Hardware
+from autotune.domain.hardware.hardware import VECTORS, Device, DeviceKind, Hardware
 from autotune.domain.hardware.placement import choose_devices
 
 KFD = Path("/dev/kfd")
@@ -140,13 +140,19 @@ class LocalInventory:
 def _cores() -> tuple[Device, ...]:
     cores = sorted(os.sched_getaffinity(0))
     share_bytes = psutil.virtual_memory().total // len(cores)
-    name = _cpu_name()
-    return tuple(Device(DeviceKind.CPU, core, name, f"cpu-{core}", share_bytes) for core in cores)
+    told = Path("/proc/cpuinfo").read_text()
+    name = _told(told, "model name") or os.uname().machine
+    flags = _told(told, "flags")
+    instructions = VECTORS & set(flags.split()) if flags else None
+    return tuple(
+        Device(DeviceKind.CPU, core, name, f"cpu-{core}", share_bytes, instructions=instructions)
+        for core in cores
+    )
 
 
-def _cpu_name() -> str:
-    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1] if found else os.uname().machine
+def _told(cpuinfo: str, what: str) -> str:
+    found = re.search(rf"^{what}\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _shortage(count: int, hardware: Hardware, refused: dict[str, str]) -> str:

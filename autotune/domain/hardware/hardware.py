@@ -16,13 +16,18 @@ class DeviceKind(StrEnum):
     """Accelerators behind a URL: counted and priced, never seen."""
 
 
+VECTORS = frozenset({"avx512f", "amx_tile"})
+"""Instruction sets of x86 cores, as Linux names them, that some kernels need."""
+
+
 @dataclass(frozen=True, slots=True)
 class Device:
     """One GPU, or one CPU core where engines run on cores; ``memory_bytes`` is its share.
 
     ``compute_capability`` is NVIDIA's, (9, 0) for Hopper, or the numbers of AMD's gfx target, (9, 4, 2);
     empty where unknown. Devices of one ``island`` reach each other without leaving it (NVLink, xGMI); -1
-    where unknown. ``numa_node`` is the host memory it is next to, -1 where unknown.
+    where unknown. ``numa_node`` is the host memory it is next to, -1 where unknown. ``instructions`` are
+    those of VECTORS that a core has; None where unknown.
     """
 
     kind: DeviceKind
@@ -34,6 +39,7 @@ class Device:
     compute_capability: tuple[int, ...] = ()
     island: int = -1
     numa_node: int = -1
+    instructions: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -234,6 +234,17 @@ def _block_size(config: EngineConfig, setting: Setting) -> str | None:
     return None
 
 
+def _kv_on_cores(config: EngineConfig, setting: Setting) -> str | None:
+    """fp8 caches that vLLM's attention on CPUs can read (0.32, v1/attention/backends/cpu_attn.py)."""
+    kind, model = config.kv_cache_dtype or "", setting.model
+    on_cpu = setting.hardware.kind is DeviceKind.CPU and family_of(config.engine) == "vllm"
+    if not on_cpu or not kind.startswith("fp8") or model is None or model.latent or model.state:
+        return None
+    if all(device.instructions == frozenset() for device in setting.hardware.devices):
+        return f"kv_cache_dtype {kind} needs AVX-512 or AMX on a CPU, and this one has neither"
+    return None
+
+
 def _precision(config: EngineConfig, setting: Setting) -> str | None:
     """Compute capabilities that an engine itself demands (``precision``, with the source of each)."""
     if setting.hardware.kind is DeviceKind.CPU:
@@ -344,6 +355,7 @@ RULES: dict[str, Rule] = {
     "sampling": _sampling,
     "features": _required_features,
     "block-size": _block_size,
+    "kv-on-cores": _kv_on_cores,
     "precision": _precision,
     "checkpoint": _checkpoint,
     "memory": _memory,
