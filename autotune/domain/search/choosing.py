@@ -27,13 +27,13 @@ Floats = NDArray[np.float64]
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
-COLD = Beliefs(offset=1.0, slope=0.0, spread=1.0, own=0.1, noise=0.05)
+COLD = Beliefs(offset=1.0, spread=1.0, own=0.1, noise=0.05)
 """Of the logarithms of objectives, about the median of those seen: a word may well change them by half."""
-OFF_CURVE = Beliefs(offset=0.6, slope=0.0, spread=0.4, own=0.15, noise=0.05)
+OFF_CURVE = Beliefs(offset=0.6, spread=0.4, own=0.15, noise=0.05)
 """Of the errors of forecast curves."""
-OFF_OBJECTIVE = Beliefs(offset=0.6, slope=0.0, spread=0.4, own=0.15, noise=0.05)
+OFF_OBJECTIVE = Beliefs(offset=0.6, spread=0.4, own=0.15, noise=0.05)
 """Of the errors of priors that foresee an objective alone."""
-RELATIVE = Beliefs(offset=20.0, slope=0.0, spread=0.6, own=0.1, noise=0.05)
+RELATIVE = Beliefs(offset=20.0, spread=0.6, own=0.1, noise=0.05)
 """Of those that know it only up to a factor, whatever that is."""
 MISS, MISS_NOISE = 0.7, 0.7
 """How far below what was foreseen, or below the least seen, a launch counts that missed its SLA."""
@@ -91,7 +91,7 @@ class ByObjective:
         off = np.where(met, np.log(np.where(met, measured, 1.0)) - self.expected[at], -MISS)
         beliefs, zeros = RELATIVE if self.relative else OFF_OBJECTIVE, np.zeros(len(self.expected))
         noise = np.where(met, beliefs.noise, MISS_NOISE)
-        return self.expected + condition(zeros, beliefs.covariance(zeros, alike), at, off, noise).mean
+        return self.expected + condition(zeros, beliefs.covariance(alike), at, off, noise).mean
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class ByCurve:
         at = np.array([index for index, _ in told], dtype=np.int64)
         off = [self.curves.error(index, levels, self.excess) for index, levels in told]
         noise = np.full(len(told), OFF_CURVE.noise)
-        covariance = OFF_CURVE.covariance(np.zeros(len(alike)), alike)
+        covariance = OFF_CURVE.covariance(alike)
         seen = np.array(off).reshape(len(told), self.errors.shape[1])
         return self.curves.best_at(self.excess, condition(self.errors, covariance, at, seen, noise).mean)
 
@@ -139,14 +139,12 @@ def next_point(
     alike, left = alike or likeness(points), np.array(among, dtype=np.int64)
     ran, failed = ([one.index for one in launches if one.runs is runs] for runs in (True, False))
     chances = chances_to_run(points, ran, failed, alike.together**SHARPER)
-    # Of points that promise the same, the one that leaves most to the engine.
-    chances *= np.exp([-DEPARTURE * sum(value != DEFAULT for value in point.values()) for point in points])
     likely = left[chances[left] >= LIKELY]
     if not len(likely):
         return int(left[np.argmax(chances[left])])
-    picks = [
-        _pick(launches, sla, known, alike.whole, likely, chances) for sla, known in enumerate(foresights)
-    ]
+    departures = np.array([sum(value != DEFAULT for value in point.values()) for point in points])
+    merits = np.log(np.maximum(chances, 1e-9)) - DEPARTURE * departures
+    picks = [_pick(launches, sla, known, alike.whole, likely, merits) for sla, known in enumerate(foresights)]
     _, chosen = max(picks, key=lambda pick: pick[0])
     return chosen
 
@@ -157,19 +155,19 @@ def _pick(
     foresights: Mapping[str, Foresight],
     alike: Floats,
     left: NDArray[np.int64],
-    chances: Floats,
+    merits: Floats,
 ) -> tuple[float, int]:
-    """The point for one SLA, and the gain expected of it, as a logarithm."""
+    """The point for one SLA, and the gain expected of it, as a logarithm; ``merits`` are added to values."""
     best = max((one.objectives[sla] for one in launches), default=0.0)
     unmet_gain = UNMET_GAIN / (1 + sum(one.runs for one in launches))
     foreseen = _foreseen(launches, sla, foresights, alike)
     if foreseen is not None:
-        expected = foreseen[left] + np.log(chances[left])
+        expected = foreseen[left] + merits[left]
         place = int(np.argmax(expected))
         gain = expected[place] - math.log(best) if best else unmet_gain
         if np.isfinite(expected[place]) and gain > 0:
             return float(gain), int(left[place])
-    improvement = _improvement(launches, sla, foreseen if best else None, alike)[left] * chances[left]
+    improvement = (_improvement(launches, sla, foreseen if best else None, alike) * np.exp(merits))[left]
     place = int(np.argmax(improvement))
     return float(improvement[place]) if best else unmet_gain, int(left[place])
 
@@ -181,9 +179,9 @@ def _foreseen(
     values, weights = [], []
     for name, prior in foresights.items():
         trust = _trust(name, prior, launches, sla)
-        if trust.believed:
-            corrected = prior.corrected(launches, sla, alike)
-            known = corrected[~np.isnan(corrected)]
+        corrected = prior.corrected(launches, sla, alike)
+        known = corrected[~np.isnan(corrected)]
+        if trust.believed and len(known):
             # A point that a prior says nothing of stands in the middle of those it knows.
             values.append(np.where(np.isnan(corrected), np.median(known), corrected))
             weights.append(trust.weight)
@@ -214,7 +212,7 @@ def _improvement(launches: Sequence[Launch], sla: int, foreseen: Floats | None, 
     values = np.where(met, values, least - MISS) - centre
     zeros = np.zeros(len(alike))
     beliefs = COLD if foreseen is None else OFF_CURVE
-    covariance = beliefs.covariance(zeros, alike)
+    covariance = beliefs.covariance(alike)
     after = condition(zeros, covariance, at, values, np.where(met, beliefs.noise, MISS_NOISE))
     spread = np.sqrt(np.maximum(np.diag(after.covariance), 1e-12))
     mean = after.mean if foreseen is None else np.nan_to_num(foreseen, neginf=-1e3) - centre

@@ -20,27 +20,18 @@ _JITTER = 1e-9
 class Beliefs:
     """How far a forecast is trusted, in units of the (logarithmic) value.
 
-    ``offset`` is how wrong it may be by a factor common to all candidates, ``slope`` how wrong the spread of
-    it, ``spread`` how wrong for each by what it shares with its neighbours, ``own`` by what it shares with
-    none, ``noise`` of one observation.
+    ``offset`` is how wrong it may be by a factor common to all candidates, ``spread`` how wrong for each by
+    what it shares with its neighbours, ``own`` by what it shares with none, ``noise`` of one observation.
     """
 
-    offset: float = 1.0
-    slope: float = 0.3
-    spread: float = 0.5
-    own: float = 0.1
-    noise: float = 0.02
+    offset: float
+    spread: float
+    own: float
+    noise: float
 
-    def covariance(self, forecast: Floats, similarity: Floats) -> Floats:
+    def covariance(self, similarity: Floats) -> Floats:
         """Prior covariance of the candidates; ``similarity`` is 1 on its diagonal."""
-        centred = forecast - np.median(forecast)
-        size = len(forecast)
-        return (
-            self.offset**2
-            + self.slope**2 * np.outer(centred, centred)
-            + self.spread**2 * similarity
-            + self.own**2 * np.eye(size)
-        )
+        return self.offset**2 + self.spread**2 * similarity + self.own**2 * np.eye(len(similarity))
 
 
 @dataclass(frozen=True, slots=True)
