@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,31 +78,53 @@ class LaunchParts:
 
 
 class Launching:
-    """Carries out launches, and sees to it that catalog, archive and search learn what became of them."""
+    """Carries out launches, and sees to it that catalog, archive and search learn what became of them.
+
+    Several may run at once, each in a thread of its own; what they share is touched by one at a time.
+    """
 
     def __init__(self, study: StudySpec, trials: Trials, parts: LaunchParts) -> None:
         self._study, self._trials, self._parts = study, trials, parts
         self._lead: dict[str, float] = {}
         self._broken_in_a_row = 0
+        self._one = threading.Lock()
+
+    def launch_all(self, orders: Sequence[LaunchOrder]) -> None:
+        """Launch all at once, and wait for all; raises as ``launch``, for the first that did."""
+        if len(orders) == 1:
+            self.launch(orders[0])
+            return
+        with ThreadPoolExecutor(len(orders), thread_name_prefix="launch") as threads:
+            launches = [threads.submit(self.launch, order) for order in orders]
+        for launch in launches:
+            launch.result()
 
     def launch(self, order: LaunchOrder) -> None:
         """Launch once; raises StudyCancelledError, DevicesBusyError, BenchError where it keeps breaking."""
         started_s = time.monotonic()
         number, config = order.suggestion.number, order.suggestion.config
         row = self._row(order.suggestion, order.purpose, order.final_of)
-        self._trials.keep(row)
+        with self._one:
+            self._trials.keep(row)
         self._parts.sink(LaunchStarted(number, config, order.purpose))
         try:
             record = self._attempt(order)
         except InfeasibleConfigError as refused:
-            self.reject(order.suggestion, order.purpose, str(refused))
-            return
+            with self._one:
+                self.reject(order.suggestion, order.purpose, str(refused))
         except (StudyCancelledError, DevicesBusyError):
-            self._close(interrupted(row))
+            with self._one:
+                self._close(interrupted(row))
             raise
         except BenchError as broken:
-            self._set_aside(replace(row, total_s=time.monotonic() - started_s), broken)
-            return
+            with self._one:
+                self._set_aside(replace(row, total_s=time.monotonic() - started_s), broken)
+        else:
+            with self._one:
+                self._learn_all(row, record, started_s)
+
+    def _learn_all(self, row: TrialRow, record: LaunchRecord, started_s: float) -> None:
+        """Learn of a launch, and of the variants that were measured on its engine."""
         self._broken_in_a_row = 0
         variants_s = sum(variant.load_s for variant in record.variants)
         self._learn(row, record, time.monotonic() - started_s - variants_s)
@@ -126,15 +150,15 @@ class Launching:
 
     def _attempt(self, order: LaunchOrder) -> LaunchRecord:
         for attempt in range(1, ATTEMPTS_PER_TRIAL + 1):
-            try:
-                return self._parts.launch(
-                    replace(
-                        order,
-                        start=self._trials.start,
-                        known=self._trials.quality_known,
-                        foreknown=self._trials.foreknowledge(order.suggestion.config, order.purpose),
-                    )
+            with self._one:
+                informed = replace(
+                    order,
+                    start=self._trials.start,
+                    known=self._trials.quality_known,
+                    foreknown=self._trials.foreknowledge(order.suggestion.config, order.purpose),
                 )
+            try:
+                return self._parts.launch(informed)
             except DevicesBusyError:
                 raise
             except BenchError as broken:

@@ -17,7 +17,7 @@ from autotune.domain.search.stopping import why_stop
 from autotune.domain.studies import budget
 from autotune.domain.studies.events import Notice
 from autotune.domain.studies.feasibility import Setting, calibrated_by, probability_it_runs, why_infeasible
-from autotune.domain.studies.ports import Archive, Catalog, EventSink, Search, Suggestion
+from autotune.domain.studies.ports import Archive, Catalog, EventSink, Outcome, Search, Suggestion
 from autotune.domain.studies.records import LaunchRecord, Purpose, TrialState
 from autotune.domain.studies.study import StudySpec
 from autotune.runs.drift_watch import DriftWatch
@@ -25,6 +25,7 @@ from autotune.runs.launching import Launching, LaunchOrder, LaunchParts
 from autotune.runs.priors import NO_PRIORS, Priors
 from autotune.runs.trials import Trials, is_interrupted
 
+NOT_LAUNCHED = Outcome(objectives=(), scored=False)
 UNLIKELY = 0.5
 """Chance of running below which a launch is announced as one that may not fit."""
 
@@ -54,6 +55,7 @@ class StudyRun:
         self._study = parts.study
         self._started_s = time.monotonic() - spent_s
         self._trials = Trials(parts.study, parts.catalog, parts.archive, parts.priors.rates)
+        self._waiting: LaunchOrder | None = None
         self._drift = DriftWatch(self._study, self._reference_again, parts.sink)
         self._launching = Launching(
             self._study,
@@ -86,15 +88,43 @@ class StudyRun:
         self._soak()
 
     def _search(self) -> None:
-        while self._may_launch(then_finals=True):
+        try:
+            while orders := self._together():
+                self._launching.launch_all(orders)
+                if any(budget.was_judged(self._trials.row(o.suggestion.number)) for o in orders):
+                    self._drift.after_launch(self._trials.reference, self._trials.references_again)
+        finally:
+            if self._waiting is not None:
+                # The budget was spent before there was room for it.
+                self._parts.search.tell(self._waiting.suggestion.number, NOT_LAUNCHED)
+                self._waiting = None
+
+    def _together(self) -> list[LaunchOrder]:
+        """The next launches of the search: as many as may be at once and find devices, none at its end."""
+        orders: list[LaunchOrder] = []
+        held = 0
+        while len(orders) < self._study.at_once and (order := self._next_order(len(orders))) is not None:
+            held += self._study.devices_held(order.suggestion.config)
+            if orders and held > self._parts.setting.hardware.count:
+                self._waiting = order
+                break
+            orders.append(order)
+        return orders
+
+    def _next_order(self, under_way: int) -> LaunchOrder | None:
+        """The next launch that nothing refuses on paper; None when the search is over."""
+        while self._may_launch(then_finals=True, under_way=under_way):
+            if self._waiting is not None:
+                waited, self._waiting = self._waiting, None
+                return waited
             if why := self._why_stop():
                 self._parts.sink(Notice(f"the search stops: {why}"))
-                return
+                return None
             if (suggestion := self._parts.search.ask()) is None:
-                return
-            self._try(suggestion, Purpose.SEARCH)
-            if budget.was_judged(self._trials.row(suggestion.number)):
-                self._drift.after_launch(self._trials.reference, self._trials.references_again)
+                return None
+            if (order := self._order(suggestion, Purpose.SEARCH)) is not None:
+                return order
+        return None
 
     def _why_stop(self) -> str:
         """Why another launch would not pay; empty where it may, or where nobody said what it is for."""
@@ -139,13 +169,18 @@ class StudyRun:
         return [(p, c) for p, c in self._references() if c.key in without and c.key not in judged]
 
     def _try(self, suggestion: Suggestion, purpose: Purpose) -> None:
+        if (order := self._order(suggestion, purpose)) is not None:
+            self._launching.launch(order)
+
+    def _order(self, suggestion: Suggestion, purpose: Purpose) -> LaunchOrder | None:
+        """The launch of a suggestion; None for one that is rejected on paper."""
         setting = self._setting()
         why = why_infeasible(suggestion.config, setting)
         if why is None and purpose is Purpose.SEARCH:
             why = self._trials.why_below_quality(suggestion.config) or None
         if why is not None:
             self._launching.reject(suggestion, purpose, why)
-            return
+            return None
         if (chance := probability_it_runs(suggestion.config, setting)) < UNLIKELY:
             what = f"trial {suggestion.number} may not fit: by the memory model it runs with a chance of"
             self._parts.sink(Notice(f"{what} {chance:.0%}"))
@@ -154,13 +189,11 @@ class StudyRun:
             spend += self._set_aside()
         devices = self._study.devices_held(suggestion.config)
         left_s = budget.time_left_s(self._study.budget, spend, devices)
-        self._launching.launch(
-            LaunchOrder(
-                suggestion=suggestion,
-                purpose=purpose,
-                time_left_s=left_s,
-                variants=self._variants(suggestion.config),
-            )
+        return LaunchOrder(
+            suggestion=suggestion,
+            purpose=purpose,
+            time_left_s=left_s,
+            variants=self._variants(suggestion.config),
         )
 
     def _variants(self, config: EngineConfig) -> tuple[EngineConfig, ...]:
@@ -230,9 +263,9 @@ class StudyRun:
         """What a candidate's objectives are multiplied by; its final needs none, for it comes last."""
         return self._drift.factor(candidate.launch.node, candidate.launch.number)
 
-    def _may_launch(self, *, then_finals: bool) -> bool:
-        """Whether the budget covers one more launch, and all finals and soaks after it."""
-        ahead = budget.next_launch(self._trials.rows, self._study)
+    def _may_launch(self, *, then_finals: bool, under_way: int = 0) -> bool:
+        """Whether the budget covers a launch beside those under way, and all finals and soaks after it."""
+        ahead = budget.at_once(budget.next_launch(self._trials.rows, self._study), 1 + under_way)
         return self._covers(ahead + self._set_aside() if then_finals else ahead)
 
     def _set_aside(self) -> budget.Spend:

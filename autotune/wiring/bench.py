@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +49,8 @@ from autotune.runs.launch import Bench
 from autotune.runs.measure import Planner
 from autotune.wiring.engines import environment_for, hardware_for, launcher_of
 
+OF_DEVICES = frozenset({PowerBasis.GPU, PowerBasis.ESTIMATED, PowerBasis.PROVISIONED, PowerBasis.NONE})
+"""Bases on which the watts of a launch are those of its own devices."""
 FALLBACK_VOCAB_SIZE = 32_000
 """Where a model's config.json is not at hand: prompts stay within the smallest common vocabulary."""
 
@@ -94,6 +96,22 @@ def benches_for(study: StudySpec) -> Iterator[Mapping[str, Bench]]:
             )
             for name, environment in environments.items()
         }
+
+
+@contextmanager
+def lanes_for(study: StudySpec) -> Iterator[tuple[Mapping[str, Bench], ...]]:
+    """A bench for each launch that may run at once, which differ in their load clients alone.
+
+    Raises InputError where watts are not measured by device, so that no launch has watts of its own.
+    """
+    with benches_for(study) as benches, ExitStack() as clients:
+        basis = basis_for(study, next(iter(benches.values())).environment.kind)
+        if study.at_once > 1 and basis not in OF_DEVICES:
+            what = f"power basis {basis.value!r} is the whole machine's, and no launch's alone"
+            raise InputError(InputProblem("at_once", what, "write `at_once: 1`"))
+        drivers = [clients.enter_context(LoadClients()) for _ in range(study.at_once - 1)]
+        further = [{name: replace(b, driver=driver) for name, b in benches.items()} for driver in drivers]
+        yield benches, *further
 
 
 def kind_of(environments: Iterable[EngineEnvironment]) -> DeviceKind:

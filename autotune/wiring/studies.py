@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import optuna
@@ -30,7 +32,7 @@ from autotune.domain.configs.space import DEFAULT
 from autotune.domain.hardware.hardware import Hardware
 from autotune.domain.judging.quality import QualitySpec
 from autotune.domain.load.progress import Cancelled
-from autotune.domain.studies.events import Notice, StudyStarted
+from autotune.domain.studies.events import Event, Notice, StudyStarted
 from autotune.domain.studies.feasibility import KnownModel, Setting
 from autotune.domain.studies.ports import EventSink
 from autotune.domain.studies.records import LaunchRecord, StudyRow, StudyStatus, TrialState
@@ -41,7 +43,7 @@ from autotune.runs.launching import LaunchOrder
 from autotune.runs.priors import Priors
 from autotune.runs.study import StudyParts, StudyRun
 from autotune.runs.trials import outcome_of, settle_interrupted
-from autotune.wiring.bench import basis_for, benches_for, kind_of
+from autotune.wiring.bench import basis_for, kind_of, lanes_for
 from autotune.wiring.engines import environment_for, hardware_for, launcher_of
 from autotune.wiring.priors import Ground, priors_of
 from autotune.wiring.store import Store, study_of
@@ -140,12 +142,12 @@ def tune(study: StudySpec, store: Store, sink: EventSink, cancelled: Cancelled) 
         started_at=earlier.started_at if earlier else _today(),
     )
     # The bench first: a study whose files cannot be read has not begun, and leaves its name free.
-    with benches_for(study) as benches, journal(store.study_logs(study.name), sink) as sink_and_journal:
+    with lanes_for(study) as lanes, journal(store.study_logs(study.name), sink) as sink_and_journal:
         store.catalog.put_study(row)
         began_s = time.monotonic()
         status = StudyStatus.INTERRUPTED
         try:
-            _study_run(study, benches, store, sink_and_journal, cancelled, spent_s=spent_s).run()
+            _study_run(study, lanes, store, one_at_a_time(sink_and_journal), cancelled, spent_s=spent_s).run()
             status = StudyStatus.FINISHED
         finally:
             now_spent_s = spent_s + time.monotonic() - began_s
@@ -173,18 +175,23 @@ def _claim(study: StudySpec, store: Store) -> StudyRow | None:
 
 def _study_run(
     study: StudySpec,
-    benches: Mapping[str, Bench],
+    lanes: Sequence[Mapping[str, Bench]],
     store: Store,
     sink: EventSink,
     cancelled: Cancelled,
     *,
     spent_s: float,
 ) -> StudyRun:
+    benches = lanes[0]
     bench = next(iter(benches.values()))
     basis = basis_for(study, bench.environment.kind)
     rows = settle_interrupted(store.catalog, study.name)
     setting = setting_for(study, bench.hardware)
     ground = Ground(study=study, setting=setting, basis=basis, plan=bench.plan, store=store)
+
+    free: SimpleQueue[Mapping[str, Bench]] = SimpleQueue()
+    for lane in lanes:
+        free.put(lane)
 
     def launch(order: LaunchOrder) -> LaunchRecord:
         task = LaunchTask(
@@ -201,7 +208,11 @@ def _study_run(
             time_left_s=order.time_left_s,
             variants=order.variants,
         )
-        return run_launch(task, benches[order.suggestion.config.engine], sink, cancelled)
+        lane = free.get()
+        try:
+            return run_launch(task, lane[order.suggestion.config.engine], sink, cancelled)
+        finally:
+            free.put(lane)
 
     sink(
         StudyStarted(
@@ -242,6 +253,17 @@ def _study_run(
         ),
         spent_s=spent_s,
     )
+
+
+def one_at_a_time(sink: EventSink) -> EventSink:
+    """A sink for several threads."""
+    lock = threading.Lock()
+
+    def take(event: Event) -> None:
+        with lock:
+            sink(event)
+
+    return take
 
 
 def sampler_for(study: StudySpec, setting: Setting, priors: Priors) -> BaseSampler:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -705,6 +707,73 @@ def test_power_limits_are_searched_on_the_running_engine(tmp_path: Path) -> None
     assert measured[8, 300].total_s == 20.0
     assert measured[8, 300].on_running_engine
     assert not measured[8, None].on_running_engine
+
+
+# --- several launches at once
+
+
+class Overlap:
+    """Launches that wait for each other, and note how many ran at once and on how many devices."""
+
+    def __init__(self, meet: int) -> None:
+        self._meet, self._lock = meet, threading.Lock()
+        self._running: list[LaunchOrder] = []
+        self.most, self.most_devices = 0, 0
+
+    def __call__(self, order: LaunchOrder) -> LaunchRecord:
+        with self._lock:
+            self._running.append(order)
+            self.most = max(self.most, len(self._running))
+            devices = sum(o.suggestion.config.devices for o in self._running)
+            self.most_devices = max(self.most_devices, devices)
+        # Long enough for those that start together to meet, no matter how the threads are scheduled.
+        until_s = time.monotonic() + (2.0 if order.purpose is Purpose.SEARCH else 0.0)
+        while self.most < self._meet and time.monotonic() < until_s:
+            time.sleep(0.001)
+        with self._lock:
+            self._running.remove(order)
+        return record(order)
+
+
+def test_small_launches_of_the_search_run_side_by_side_and_finals_alone(tmp_path: Path) -> None:
+    overlap = Overlap(2)
+    study = study_spec(space=ONE_DIMENSION, at_once=3, budget={"launches": 20})
+    bench = Bench(study, tmp_path, overlap)
+    bench.run()
+    assert (overlap.most, overlap.most_devices) == (2, 2), "of three that may, two find devices"
+    assert {row.state for row in bench.rows} == {TrialState.MEASURED}
+    assert any(row.purpose is Purpose.FINAL for row in bench.rows)
+    assert bench.search.open == set()
+
+
+def test_what_finds_no_device_waits_for_the_next_round(tmp_path: Path) -> None:
+    space = {"dimensions": {"tensor_parallel": [1, 2], "max_num_seqs": [8, 16]}}
+    overlap = Overlap(9)
+    study = study_spec(space=space, at_once=2, budget={"launches": 20})
+    Bench(study, tmp_path, overlap).run()
+    assert overlap.most_devices == 2
+
+
+def test_launches_at_once_stay_within_the_budget(tmp_path: Path) -> None:
+    study = study_spec(space=ONE_DIMENSION, at_once=2, budget={"launches": 4})
+    bench = Bench(study, tmp_path, Overlap(1))
+    bench.run()
+    assert len(bench.orders) <= 4
+    assert bench.search.open == set()
+
+
+def test_a_launch_that_breaks_beside_another_loses_nothing_of_it(tmp_path: Path) -> None:
+    def launch(order: LaunchOrder) -> LaunchRecord:
+        if order.suggestion.config.max_num_seqs == 8:
+            raise BenchError("the client died")
+        return record(order)
+
+    study = study_spec(space=ONE_DIMENSION, at_once=2, budget={"launches": 20})
+    bench = Bench(study, tmp_path, launch)
+    bench.run()
+    states = {row.config.max_num_seqs: row.state for row in bench.rows if row.purpose is Purpose.SEARCH}
+    assert states[8] is TrialState.BENCH_ERROR
+    assert states[16] is TrialState.MEASURED
 
 
 # --- the search's own economy

@@ -79,6 +79,11 @@ def next_launch(rows: Sequence[TrialRow], study: StudySpec) -> Spend:
     )
 
 
+def at_once(launch: Spend, count: int) -> Spend:
+    """What so many launches alike cost that run side by side."""
+    return Spend(launch.launches * count, launch.wall_s, launch.device_s * count)
+
+
 def finals(rows: Sequence[TrialRow], study: StudySpec, count: int) -> Spend:
     """What ``count`` finals will likely cost: a start each, and a window for every SLA."""
     load_s = len(study.slas) * (study.measurement.warmup + study.measurement.final_window)

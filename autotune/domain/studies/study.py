@@ -210,6 +210,10 @@ class StudySpec(_Part):
         description="suggests launches: ours, by priors and what earlier launches showed; or, to compare it "
         "with, Optuna's TPE or random search",
     )
+    at_once: PositiveInt = Field(
+        1,
+        description="launches of the search at once, where devices are idle; finals are launched alone",
+    )
     seed: int = 0
     deployment: DeploymentSpec | None = Field(
         None, description="where the answer will serve; the search stops when another launch saves less there"
