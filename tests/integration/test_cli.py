@@ -195,12 +195,14 @@ def started(folder: Path, engine: Path) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(line: str, process: subprocess.Popen[str]) -> None:
+def wait_for(process: subprocess.Popen[str], *lines: str) -> None:
+    """Read what it prints until each of some lines has come, in any order."""
     assert process.stdout is not None
-    seen = []
+    seen, missing = [], set(lines)
     for text in process.stdout:
         seen.append(text)
-        if line in text:
+        missing -= {line for line in missing if line in text}
+        if not missing:
             return
     raise AssertionError("".join(seen))
 
@@ -215,7 +217,7 @@ def gone(deadline_s: float = 15.0) -> bool:
 def stop(folder: Path, engine: Path, number: int) -> tuple[int, str]:
     """Start a study, signal it while it loads an engine; returns its exit code and what it printed then."""
     with started(folder, engine) as process:
-        wait_for("loading", process)
+        wait_for(process, "loading")
         process.send_signal(number)
         rest, _ = process.communicate(timeout=30)
     return process.returncode, rest
@@ -242,8 +244,8 @@ def test_ctrl_c_stops_cleanly_and_resume_goes_on(autotune: Autotune, engine: Pat
 
 def test_kill_9_leaves_no_engine_and_no_trial_running(autotune: Autotune, engine: Path, folder: Path) -> None:
     with started(folder, engine) as process:
-        wait_for("trial 2", process)
-        wait_for("loading", process)
+        wait_for(process, "trial 2")
+        wait_for(process, "loading")
         assert mock_engines()
         process.kill()
     assert gone()
@@ -255,6 +257,27 @@ def test_kill_9_leaves_no_engine_and_no_trial_running(autotune: Autotune, engine
     assert not [t for t in shown if t["state"] == "running"]
     assert [t for t in shown if t["state"] == "measured"][:1] == before[:1]
     assert any(t["purpose"] == "final" for t in shown)
+
+
+def test_two_engines_at_once_are_two_trials_and_leave_nothing(
+    autotune: Autotune, engine: Path, folder: Path
+) -> None:
+    study = YAML(typ="safe", pure=True).load(folder / "small.yaml")
+    del study["try_first"]
+    study |= {"at_once": 2, "space": {"dimensions": {"max_num_seqs": ["default", 2, 4, 8]}}}
+    YAML().dump(study, folder / "small.yaml")
+    with started(folder, engine) as process:
+        wait_for(process, "trial 1: loading", "trial 2: loading")
+        assert len(mock_engines()) == 2
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    assert gone(0.0)
+
+    autotune("resume", "small")
+    shown = trials(autotune)
+    searched = [t for t in shown if t["purpose"] == "search" and t["state"] == "measured"]
+    assert len({t["configuration"].get("max_num_seqs") for t in searched}) >= 2
+    assert not [t for t in shown if t["state"] == "running"]
 
 
 def test_a_finished_study_goes_on_with_a_larger_budget_and_with_nothing_else(
@@ -279,7 +302,7 @@ def test_a_finished_study_goes_on_with_a_larger_budget_and_with_nothing_else(
 
 def test_one_study_is_not_run_twice_at_once(autotune: Autotune, engine: Path, folder: Path) -> None:
     with started(folder, engine) as process:
-        wait_for("loading", process)
+        wait_for(process, "loading")
         refused = autotune("tune", "small.yaml", "--engine", f"vllm={engine}", code=2)
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=30)
