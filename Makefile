@@ -85,9 +85,15 @@ bench-roofline: $(INSTALLED) ## the roofline against recorded tables: TABLES=fol
 bench-boundary: $(INSTALLED) ## levels, seconds and capacity error of the load-boundary search, by simulation
 	@$(BIN)/python bench/boundary.py
 
-bench-search: $(INSTALLED) ## searches replayed on recorded tables: TABLES, MODELS, PRIORS=folder, LEAVE_OUT=hardware
+bench-search: $(INSTALLED_DEV) ## searches replayed on recorded tables: TABLES, MODELS, PRIORS=folder, LEAVE_OUT=hardware
 	@$(BIN)/autotune engines install vllm || echo "Optuna's GP borrows an engine's torch, and is left out without it"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/search.py $(TABLES) $(if $(MODELS),--models $(MODELS)) $(if $(PRIORS),--priors $(PRIORS)) $(if $(LEAVE_OUT),--leave-out $(LEAVE_OUT))
+
+bench-search-real: $(INSTALLED) ## ours, TPE and random search on a table of 40 real launches of vLLM on CPU
+	@$(BIN)/python bench/search_real.py
+
+bench-search-live: engine .models/tiny-dense/config.json ## the same three searching live, on the same time each: an hour
+	@$(BIN)/python bench/search_live.py
 
 bench-search-cost: $(INSTALLED) ## how long a suggestion takes at 500 trials and 20 dimensions
 	@$(BIN)/python bench/search_cost.py
