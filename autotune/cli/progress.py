@@ -113,34 +113,41 @@ class _View:
     started_s: float
     budget: StudyStarted | None = None
     launches: int = 0
-    now: str = "starting"
-    now_since_s: float = field(default_factory=time.monotonic)
+    now: dict[int, str] = field(default_factory=dict)
+    """What each trial under way is doing; there may be several at once."""
+    since_s: dict[int, float] = field(default_factory=dict)
     incumbents: dict[str, str] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
-        now: str | None = None
         match event:
             case StudyStarted():
                 self.budget, self.launches = event, event.launches_done
             case LaunchStarted():
                 self.launches += 1
-                now = f"trial {event.number} ({event.purpose})"
+                self._note(event.number, f"trial {event.number} ({event.purpose})")
             case PhaseChanged():
-                now = f"trial {event.number}: {event.phase}"
+                self._note(event.number, f"trial {event.number}: {event.phase}")
             case LevelStarted():
-                now = f"trial {event.number}: {event.level.label}, at most {show_duration(event.duration_s)}"
+                most = show_duration(event.duration_s)
+                self._note(event.number, f"trial {event.number}: {event.level.label}, at most {most}")
             case LevelProgress():
-                now = f"trial {event.number}: {event.level.label}, {event.stage}"
+                self._note(event.number, f"trial {event.number}: {event.level.label}, {event.stage}")
+            case LaunchEnded() | Rejected():
+                self.now.pop(event.number, None)
             case Incumbent():
                 self.incumbents[event.sla] = f"trial {event.number}, {_worth(event.score)}"
             case _:
                 pass
-        if now is not None:
-            self.now, self.now_since_s = now, time.monotonic()
+
+    def _note(self, number: int, what: str) -> None:
+        self.now[number], self.since_s[number] = what, time.monotonic()
 
     def render(self) -> RenderableType:
-        since = show_duration(time.monotonic() - self.now_since_s)
-        lines: list[RenderableType] = [Spinner("dots", Text(f"{self.now}  {since}"))]
+        lines: list[RenderableType] = [
+            Spinner("dots", Text(f"{what}  {show_duration(time.monotonic() - self.since_s[number])}"))
+            for number, what in sorted(self.now.items())
+        ]
+        lines = lines or [Spinner("dots", Text("between launches"))]
         lines += [Text(f"  {sla}: {text}") for sla, text in self.incumbents.items()]
         lines.append(Text(f"  {self._left()}", style="dim"))
         return Group(*lines)
