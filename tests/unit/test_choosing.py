@@ -127,7 +127,16 @@ def test_a_launch_of_what_was_foreseen_to_fit_nowhere_teaches_nothing_of_others(
     prior = ByCurve(said, tpot_below(0.02), none(said))
     alike = likeness([{"a": 1}, {"a": 2}]).whole
     launch = Launch(index=0, objectives=(5.0,), levels={0: levels(said, 1, 1.0, 1.0)})
-    assert np.allclose(prior.corrected([launch], 0, alike), prior.expected)
+    assert np.array_equal(prior.corrected([launch], 0, alike), prior.expected)
+    assert prior.expected[0] == -np.inf
+    assert next_point([{"a": 1}, {"a": 2}, {"a": 3}], [], [{"p": prior3()}], among=[0, 1, 2]) == 1
+
+
+def prior3() -> ByCurve:
+    """Of three points the first serves nothing, and the last is unknown."""
+    said = curves(1.0, 1.0, 1.0)
+    said.figures[:, 0], said.figures[:, 2] = NOTHING, np.nan
+    return ByCurve(said, tpot_below(0.02), none(said))
 
 
 def test_what_a_prior_says_nothing_of_stands_in_the_middle() -> None:

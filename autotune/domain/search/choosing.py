@@ -180,7 +180,7 @@ def _foreseen(
     for name, prior in foresights.items():
         trust = _trust(name, prior, launches, sla)
         corrected = prior.corrected(launches, sla, alike)
-        known = corrected[~np.isnan(corrected)]
+        known = corrected[np.isfinite(corrected)]
         if trust.believed and len(known):
             # A point that a prior says nothing of stands in the middle of those it knows.
             values.append(np.where(np.isnan(corrected), np.median(known), corrected))

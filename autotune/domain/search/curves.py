@@ -48,7 +48,10 @@ class Curves:
         return bool(self.figures[-1, index, 0] > NOTHING)
 
     def best_at(self, excess: Excess, errors: Floats) -> Floats:
-        """The best value within an SLA if forecasts are off by ``errors`` [points, kinds + 1]; [points]."""
+        """The best value within an SLA if forecasts are off by ``errors`` [points, kinds + 1]; [points].
+
+        Minus infinity for a point that is foreseen to serve nothing.
+        """
         off = errors.T[:, :, None]
         beyond = np.maximum.accumulate(excess(self.figures[:-1] + off[:-1]), axis=1)
         most = np.maximum.accumulate(self.figures[-1], axis=1)
@@ -61,7 +64,7 @@ class Curves:
         within = (1 - share) * most[rows, inside] + share * most[rows, after]
         missed = self.figures[-1][:, 0] - MISSED_SLOPE * beyond[:, 0]
         found: Floats = np.where(beyond[:, 0] > 0, missed, within) + errors[:, -1]
-        return found
+        return np.where(self.figures[-1, :, 0] <= NOTHING, -np.inf, found)
 
     def error(self, index: int, seen: SeenLevels, excess: Excess) -> Floats:
         """How far a point's levels are off its forecast, [kinds + 1]; those near the SLA count for most."""
