@@ -15,7 +15,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import optuna
+from numpy.typing import NDArray
 from optuna.samplers import BaseSampler
 
 from autotune.adapters.engines import warden
@@ -271,10 +273,16 @@ def sampler_for(study: StudySpec, setting: Setting, priors: Priors) -> BaseSampl
     if study.sampler != "surrogate":
         return baseline_sampler(study.sampler, study.seed)
     naming, candidates = Naming.of(study.branches), Candidates(study, setting)
+
+    def devices(points: Sequence[Mapping[str, Any]]) -> NDArray[np.float64]:
+        return np.array([float(study.devices_held(naming.config_of(point))) for point in points])
+
     return SurrogateSampler(
         seed=study.seed,
         points=lambda best: [naming.params_of(c) for c in candidates.around([*map(naming.config_of, best)])],
         foresee=lambda points: priors.foresee([*map(naming.config_of, points)]),
+        # Where devices are what the budget counts, a launch costs as many as it holds.
+        costs=devices if study.budget.accelerator_hours else None,
     )
 
 

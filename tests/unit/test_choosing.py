@@ -153,6 +153,16 @@ def test_without_priors_values_that_did_well_are_tried_together() -> None:
     assert points[next_point(points, launches, [{}], among=[3, 5, 6, 7])] == {"dtype": "b", "n": 2, "x": 1}
 
 
+def test_the_sla_with_most_to_gain_by_what_its_launch_costs_decides() -> None:
+    points = [{"tp": tp} for tp in (1, 8, 2)]
+    small = ByObjective(np.log([1.0, 1.0, 1.2]))
+    large = ByObjective(np.log([1.0, 2.0, 1.0]))
+    launches, foresights = [Launch(index=0, objectives=(1.0, 1.0))], [{"p": small}, {"p": large}]
+    assert next_point(points, launches, foresights, among=[1, 2]) == 1
+    costs = np.array([1.0, 8.0, 2.0])
+    assert next_point(points, launches, foresights, among=[1, 2], costs=costs) == 2
+
+
 def test_an_sla_that_nothing_met_does_not_take_every_launch() -> None:
     points = [{"n": 2**k} for k in range(8)]
     launches: list[Launch] = [Launch(index=0, objectives=(1.0, 0.0))]

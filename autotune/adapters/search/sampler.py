@@ -32,6 +32,8 @@ Applies = Callable[[str, Params], bool]
 """Whether a parameter is decided at all, given those before it."""
 Points = Callable[[Sequence[Params]], Sequence[Params]]
 """Points to choose among, given the best so far of each objective."""
+Costs = Callable[[Sequence[Params]], Floats]
+"""What a launch of each point costs, in any unit."""
 Foresee = Callable[[Sequence[Params]], Sequence[Mapping[str, Foresight]]]
 """What priors say of points: for each objective, by the prior's name."""
 
@@ -56,9 +58,10 @@ class SurrogateSampler(BaseSampler):
         seed: int,
         points: Points | None = None,
         foresee: Foresee | None = None,
+        costs: Costs | None = None,
         applies: Applies | None = None,
     ) -> None:
-        self._seed, self._points, self._foresee = seed, points, foresee
+        self._seed, self._points, self._foresee, self._costs = seed, points, foresee, costs
         self._applies = applies or (lambda _name, _params: True)
         self._chosen: tuple[int, Params] = (-1, {})
 
@@ -112,7 +115,8 @@ class SurrogateSampler(BaseSampler):
             for trial, own in zip(past, worth, strict=True)
         ]
         foresights = self._foresee(points) if self._foresee else [{}] * len(study.directions)
-        return points[next_point(points, launches, foresights, among=range(len(fresh)))]
+        costs = self._costs(points) if self._costs else None
+        return points[next_point(points, launches, foresights, among=range(len(fresh)), costs=costs)]
 
     def _offered(
         self, study: Study, past: Sequence[FrozenTrial], rng: np.random.Generator

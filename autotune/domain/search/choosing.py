@@ -130,11 +130,12 @@ def next_point(
     *,
     among: Sequence[int],
     alike: Likeness | None = None,
+    costs: Floats | None = None,
 ) -> int:
     """The point ``among`` some, by index, to launch next; ``foresights`` are those of each SLA, by name.
 
-    It is of the SLA with the most to gain. ``alike`` is how alike points are, if not by their words. Raises
-    ValueError where there is nothing to choose among.
+    It is of the SLA with the most to gain, by what its launch costs where there are ``costs`` [points].
+    ``alike`` is how alike points are, if not by their words. Raises ValueError if there is nothing to choose.
     """
     alike, left = alike or likeness(points), np.array(among, dtype=np.int64)
     ran, failed = ([one.index for one in launches if one.runs is runs] for runs in (True, False))
@@ -145,7 +146,7 @@ def next_point(
     departures = np.array([sum(value != DEFAULT for value in point.values()) for point in points])
     merits = np.log(np.maximum(chances, 1e-9)) - DEPARTURE * departures
     picks = [_pick(launches, sla, known, alike.whole, likely, merits) for sla, known in enumerate(foresights)]
-    _, chosen = max(picks, key=lambda pick: pick[0])
+    _, chosen = max(picks, key=lambda pick: pick[0] / (1.0 if costs is None else costs[pick[1]]))
     return chosen
 
 
