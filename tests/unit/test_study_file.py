@@ -110,7 +110,7 @@ MISTAKES = [
     ),
     ("- max_num_seqs: 8", "- max_seqs: 8", 28, "try_first.0.max_seqs: unknown key", "'max_num_seqs'"),
     ("launches: 3", "launchs: 3", 30, "budget.launchs: unknown key", "'launches'"),
-    ("launches: 3", "launches: 3\nzzz: 3", 31, "zzz: unknown key", "known here: baseline, budget"),
+    ("launches: 3", "launches: 3\nzzz: 3", 31, "zzz: unknown key", "known here: at_once, baseline, budget"),
     # Missing ones.
     ("model: some/model\n", "", 1, "model: is missing", "add `model:`"),
     ("- name: fast\n    slos", "- slos", 11, "slas.0.name: is missing", "add `name:`"),
