@@ -27,6 +27,7 @@ from autotune.domain.search.boundary import (
     next_level,
 )
 from autotune.domain.search.capacity import Expectation, believed_capacity
+from autotune.domain.search.expectation import UNTRIED
 
 SETTINGS = BoundarySettings()
 SLA = JointSla(name="chat", slos=Bounds(ttft="500ms"))
@@ -186,6 +187,17 @@ def test_a_wrong_expectation_costs_levels_and_no_capacity(capacity_rps: float, o
     score = score_curve(curve, SLA, "w")
     assert score.capacity_rps is not None
     assert 0.75 * capacity_rps <= score.capacity_rps <= capacity_rps
+
+
+@pytest.mark.parametrize("off", [1e-3, 1e4])
+def test_a_prior_that_no_launch_has_tried_never_floods_the_engine(off: float) -> None:
+    known = Foreknowledge(expected={"chat": Expectation(rps=off * 5.0, spread=UNTRIED)})
+    curve, _ = explore(sharp(5.0), known=known)
+    assert curve[0].level.concurrency == SETTINGS.saturating_concurrency
+    assert max(rates(curve)) <= 1.5 * 10.0
+    capacity_rps = score_curve(curve, SLA, "w").capacity_rps
+    assert capacity_rps is not None
+    assert 3.75 <= capacity_rps <= 5.0
 
 
 def test_the_answer_is_checked_on_either_side() -> None:

@@ -19,6 +19,7 @@ from autotune.domain.judging.sla import Sla
 from autotune.domain.load.level import Level
 from autotune.domain.measuring.measurement import LoadCurve, WindowEnd
 from autotune.domain.search.capacity import CapacityBelief, Expectation, believed_capacity
+from autotune.domain.search.expectation import UNTRIED
 from autotune.domain.search.reach import loses_everywhere
 
 CLOSED_LOOP_SHARE, CLOSED_LOOP_SPREAD = 0.8, 0.35
@@ -118,14 +119,16 @@ def next_level(
 
     Levels are rungs of one ladder, on which an operating point is a whole number of rungs below a capacity:
     what one SLA needs is then often measured for another. The first rung is where capacity is expected, by
-    earlier launches or by a closed-loop level where nothing is. Each further one is where a capacity is now
+    earlier launches, or by a closed-loop level where there are none: a prior that no launch has tried may be
+    off by orders of magnitude, and would flood the engine. Each further one is where a capacity is now
     believed to be, until the next rung up is unlikely to hold; then the answer's other side is looked at, and
     its operating point. Levels are brief: only those whose figures count are measured precisely, and a rung
     that shows neither is measured again, for longer, where it would become the answer and could beat the
     incumbent. No further level serves a launch that can beat no incumbent.
     """
     opened = open_levels(curve, workload)
-    if not curve and not all(sla.name in known.expected for sla in slas):
+    expected = [known.expected.get(sla.name) for sla in slas]
+    if not curve and not all(each is not None and each.spread < UNTRIED for each in expected):
         return Step(Level(workload, concurrency=settings.saturating_concurrency))
     if reach := loses_everywhere(curve, [sla.name for sla in slas], known.incumbents):
         return Stop(f"at no load can it beat an incumbent: at most {reach.objective:.4g}", lost=True)
@@ -145,10 +148,13 @@ def next_level(
 
 
 def _expectation(sla: Sla, known: Foreknowledge, closed_rps: float | None) -> Expectation:
-    if (expected := known.expected.get(sla.name)) is not None:
-        return expected
-    assert closed_rps is not None, "without an expectation the closed loop comes first"
-    return Expectation(rps=CLOSED_LOOP_SHARE * closed_rps, spread=CLOSED_LOOP_SPREAD)
+    """Where capacity is thought to lie, by what is known or by the closed loop, whichever is more exact."""
+    known_before = known.expected.get(sla.name)
+    if closed_rps is None:
+        assert known_before is not None, "without an expectation the closed loop comes first"
+        return known_before
+    seen = Expectation(rps=CLOSED_LOOP_SHARE * closed_rps, spread=CLOSED_LOOP_SPREAD)
+    return min(filter(None, (known_before, seen)), key=lambda each: each.spread)
 
 
 @dataclass(frozen=True, slots=True)
