@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autotune.domain.configs.config import EngineConfig
+from autotune.domain.search.boundary import EXACT_ENOUGH
 from autotune.domain.search.expectation import expected_capacity
 
 
@@ -25,6 +26,17 @@ def test_the_likest_configuration_says_most() -> None:
     assert near is not None
     assert far is not None
     assert far.rps < near.rps < 12.0
+
+
+def test_what_is_less_alike_says_less_exactly() -> None:
+    measured = [(config(), {"fast": 4.0})]
+    spreads = []
+    for words in ({}, {"max_num_seqs": 8}, {"max_num_seqs": 8, "dtype": "float32"}):
+        found = expected_capacity(config(**words), "fast", measured)
+        assert found is not None
+        spreads.append(found.spread)
+    assert spreads == sorted(spreads)
+    assert spreads[1] < EXACT_ENOUGH < spreads[2], "two words apart a closed-loop level comes first"
 
 
 def test_an_sla_that_nobody_met_has_no_expectation() -> None:

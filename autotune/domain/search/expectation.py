@@ -15,7 +15,7 @@ FORGETTING = 0.5
 FLOOR = 0.2
 """A capacity is never expected more exactly than this (spread of its logarithm): launches have their luck."""
 ALONE, UNTRIED = 0.35, 0.8
-"""Spread that one earlier launch leaves, and that of a prior which no launch has tried yet."""
+"""Spread that one launch of the same words leaves, and that of a prior which no launch has tried yet."""
 
 Capacities = Sequence[tuple[EngineConfig, Mapping[str, float]]]
 """Configurations with the capacity of each SLA that they met, requests per second."""
@@ -57,10 +57,10 @@ def _weight(config: EngineConfig, other: EngineConfig) -> float:
 
 
 def _pooled(entries: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Weighted mean, and the spread about it of one more value."""
+    """Weighted mean, and the spread about it of one more value: the wider, the less alike the likest was."""
     weights = np.array([weight for weight, _ in entries])
     values = np.array([value for _, value in entries])
     mean = float(np.average(values, weights=weights))
     variance = float(np.average((values - mean) ** 2, weights=weights))
     count = float(weights.sum() ** 2 / (weights**2).sum())
-    return mean, math.sqrt(FLOOR**2 + variance + ALONE**2 / count)
+    return mean, math.sqrt(FLOOR**2 + variance + ALONE**2 / (count * float(weights.max())))
