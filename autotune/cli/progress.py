@@ -113,9 +113,8 @@ class _View:
     started_s: float
     budget: StudyStarted | None = None
     launches: int = 0
-    now: dict[int, str] = field(default_factory=dict)
-    """What each trial under way is doing; there may be several at once."""
-    since_s: dict[int, float] = field(default_factory=dict)
+    now: dict[int, tuple[str, float]] = field(default_factory=dict)
+    """What each trial under way is doing, and since when; there may be several at once."""
     incumbents: dict[str, str] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
@@ -140,12 +139,12 @@ class _View:
                 pass
 
     def _note(self, number: int, what: str) -> None:
-        self.now[number], self.since_s[number] = what, time.monotonic()
+        self.now[number] = what, time.monotonic()
 
     def render(self) -> RenderableType:
         lines: list[RenderableType] = [
-            Spinner("dots", Text(f"{what}  {show_duration(time.monotonic() - self.since_s[number])}"))
-            for number, what in sorted(self.now.items())
+            Spinner("dots", Text(f"{what}  {show_duration(time.monotonic() - since_s)}"))
+            for _, (what, since_s) in sorted(self.now.items())
         ]
         lines = lines or [Spinner("dots", Text("between launches"))]
         lines += [Text(f"  {sla}: {text}") for sla, text in self.incumbents.items()]

@@ -17,7 +17,7 @@ from autotune.domain.search.stopping import why_stop
 from autotune.domain.studies import budget
 from autotune.domain.studies.events import Notice
 from autotune.domain.studies.feasibility import Setting, calibrated_by, probability_it_runs, why_infeasible
-from autotune.domain.studies.ports import Archive, Catalog, EventSink, Outcome, Search, Suggestion
+from autotune.domain.studies.ports import NOT_JUDGED, Archive, Catalog, EventSink, Search, Suggestion
 from autotune.domain.studies.records import LaunchRecord, Purpose, TrialState
 from autotune.domain.studies.study import StudySpec
 from autotune.runs.drift_watch import DriftWatch
@@ -25,7 +25,6 @@ from autotune.runs.launching import Launching, LaunchOrder, LaunchParts
 from autotune.runs.priors import NO_PRIORS, Priors
 from autotune.runs.trials import Trials, is_interrupted
 
-NOT_LAUNCHED = Outcome(objectives=(), scored=False)
 UNLIKELY = 0.5
 """Chance of running below which a launch is announced as one that may not fit."""
 
@@ -96,7 +95,7 @@ class StudyRun:
         finally:
             if self._waiting is not None:
                 # The budget was spent before there was room for it.
-                self._parts.search.tell(self._waiting.suggestion.number, NOT_LAUNCHED)
+                self._parts.search.tell(self._waiting.suggestion.number, NOT_JUDGED)
                 self._waiting = None
 
     def _together(self) -> list[LaunchOrder]:

@@ -177,16 +177,13 @@ class Trials:
 
 def outcome_of(row: TrialRow, study: StudySpec, record: LaunchRecord | None = None) -> Outcome:
     """What the search is to learn from a trial that is over, and from the levels that it left behind."""
-    seen = {
-        place: levels
-        for place, sla in enumerate(study.slas)
-        if record and (levels := seen_levels(record.curve, study.workload_of(sla))) is not None
-    }
+    seen = {name: seen_levels(record.curve, name) for name in study.workload_names} if record else {}
+    levels = {place: seen.get(study.workload_of(sla)) for place, sla in enumerate(study.slas)}
     return Outcome(
         objectives=tuple(row.objectives.get(sla.name, 0.0) for sla in study.slas),
         feasible=row.state not in {TrialState.INFEASIBLE, TrialState.REJECTED},
         scored=row.state in {TrialState.MEASURED, TrialState.INFEASIBLE, TrialState.REJECTED},
-        levels=seen,
+        levels={place: each for place, each in levels.items() if each is not None},
     )
 
 

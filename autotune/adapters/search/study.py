@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from autotune.adapters.search.sampler import LEVELS_ATTR, levels_as_json
 from autotune.domain.configs.config import EngineConfig, Value
 from autotune.domain.configs.space import Branch, IntRange
-from autotune.domain.studies.ports import Outcome, Suggestion
+from autotune.domain.studies.ports import NOT_JUDGED, Outcome, Suggestion
 
 CONFIG_ATTR = "configuration"
 ENGINE = "engine"
@@ -26,7 +26,6 @@ FEASIBILITY = "runs"
 """Name of the constraint: 1 for a configuration that cannot run, -1 for one that can."""
 REPEATS_BEFORE_GIVEN = 10
 """After so many suggestions that were tried before, the first point left of the space is given instead."""
-_NOT_JUDGED = Outcome(objectives=(), scored=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +169,7 @@ class OptunaSearch:
     def _settle(self, known: Mapping[int, Outcome]) -> None:
         for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             self._open[frozen.number] = Trial(self._study, frozen._trial_id)  # noqa: SLF001 - no public name
-            self.tell(frozen.number, known.get(frozen.number, _NOT_JUDGED))
+            self.tell(frozen.number, known.get(frozen.number, NOT_JUDGED))
         while self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
             self._study.tell(self._study.ask(), state=TrialState.FAIL)
 

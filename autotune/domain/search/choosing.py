@@ -29,10 +29,8 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 COLD = Beliefs(offset=1.0, spread=1.0, own=0.1, noise=0.05)
 """Of the logarithms of objectives, about the median of those seen: a word may well change them by half."""
-OFF_CURVE = Beliefs(offset=0.6, spread=0.4, own=0.15, noise=0.05)
-"""Of the errors of forecast curves."""
-OFF_OBJECTIVE = Beliefs(offset=0.6, spread=0.4, own=0.15, noise=0.05)
-"""Of the errors of priors that foresee an objective alone."""
+OFF = Beliefs(offset=0.6, spread=0.4, own=0.15, noise=0.05)
+"""Of the errors of priors, of their curves or of the objective that they foresee."""
 RELATIVE = Beliefs(offset=20.0, spread=0.6, own=0.1, noise=0.05)
 """Of those that know it only up to a factor, whatever that is."""
 MISS, MISS_NOISE = 0.7, 0.7
@@ -89,7 +87,7 @@ class ByObjective:
         measured = np.array([one.objectives[sla] for one in told])
         met = measured > 0
         off = np.where(met, np.log(np.where(met, measured, 1.0)) - self.expected[at], -MISS)
-        beliefs, zeros = RELATIVE if self.relative else OFF_OBJECTIVE, np.zeros(len(self.expected))
+        beliefs, zeros = RELATIVE if self.relative else OFF, np.zeros(len(self.expected))
         noise = np.where(met, beliefs.noise, MISS_NOISE)
         return self.expected + condition(zeros, beliefs.covariance(alike), at, off, noise).mean
 
@@ -117,8 +115,8 @@ class ByCurve:
         ]
         at = np.array([index for index, _ in told], dtype=np.int64)
         off = [self.curves.error(index, levels, self.excess) for index, levels in told]
-        noise = np.full(len(told), OFF_CURVE.noise)
-        covariance = OFF_CURVE.covariance(alike)
+        noise = np.full(len(told), OFF.noise)
+        covariance = OFF.covariance(alike)
         seen = np.array(off).reshape(len(told), self.errors.shape[1])
         return self.curves.best_at(self.excess, condition(self.errors, covariance, at, seen, noise).mean)
 
@@ -180,9 +178,11 @@ def _foreseen(
     values, weights = [], []
     for name, prior in foresights.items():
         trust = _trust(name, prior, launches, sla)
+        if not trust.believed:
+            continue
         corrected = prior.corrected(launches, sla, alike)
         known = corrected[np.isfinite(corrected)]
-        if trust.believed and len(known):
+        if len(known):
             # A point that a prior says nothing of stands in the middle of those it knows.
             values.append(np.where(np.isnan(corrected), np.median(known), corrected))
             weights.append(trust.weight)
@@ -212,7 +212,7 @@ def _improvement(launches: Sequence[Launch], sla: int, foreseen: Floats | None, 
     centre, least = (float(np.median(values[met])), values[met].min()) if met.any() else (0.0, 0.0)
     values = np.where(met, values, least - MISS) - centre
     zeros = np.zeros(len(alike))
-    beliefs = COLD if foreseen is None else OFF_CURVE
+    beliefs = COLD if foreseen is None else OFF
     covariance = beliefs.covariance(alike)
     after = condition(zeros, covariance, at, values, np.where(met, beliefs.noise, MISS_NOISE))
     spread = np.sqrt(np.maximum(np.diag(after.covariance), 1e-12))

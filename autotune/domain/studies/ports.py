@@ -280,6 +280,10 @@ class Outcome:
     levels: Mapping[int, SeenLevels] = field(default_factory=dict)
 
 
+NOT_JUDGED = Outcome(objectives=(), scored=False)
+"""Of a trial that tells nothing: the bench broke it, or it was never launched."""
+
+
 class Archive(Protocol):
     """Keeps the raw records of launches: whatever is shown later can be computed again from them."""
 
