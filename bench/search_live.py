@@ -32,7 +32,7 @@ from autotune.domain.configs.config import EngineConfig
 from autotune.domain.studies.feasibility import Setting, why_infeasible
 from autotune.domain.studies.ports import Outcome
 from autotune.domain.studies.study import StudySpec
-from autotune.runs.priors import NO_PRIORS
+from autotune.runs.priors import Priors
 from autotune.wiring.studies import sampler_for
 
 OUT = ROOT / "bench" / "data" / "vllm_cpu_live.json"
@@ -51,8 +51,8 @@ class Launched:
 
 def searched(study: StudySpec, launcher: Launcher, setting: Setting, budget_s: float) -> list[Launched]:
     """Search until another launch, as long as the longest so far, would not end in time."""
-    sampler = sampler_for(study, setting, NO_PRIORS)
     slas = [sla.name for sla in study.slas]
+    sampler = sampler_for(study, setting, Priors({}, slas))
     storage = optuna.storages.InMemoryStorage()
     search = OptunaSearch(
         open_study(study.name, storage, slas=slas, sampler=sampler), study.branches, known={}

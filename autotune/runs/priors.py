@@ -68,7 +68,3 @@ def _foresight(prior: Prior, configs: Sequence[EngineConfig], sla: str) -> Fores
     relative = any(p.relative for p in said if isinstance(p, Prediction))
     with np.errstate(divide="ignore"):
         return ByObjective(np.log(told), relative=relative)
-
-
-NO_PRIORS = Priors({}, ())
-"""Says nothing."""

@@ -22,7 +22,7 @@ from autotune.domain.studies.records import LaunchRecord, Purpose, TrialState
 from autotune.domain.studies.study import StudySpec
 from autotune.runs.drift_watch import DriftWatch
 from autotune.runs.launching import Launching, LaunchOrder, LaunchParts
-from autotune.runs.priors import NO_PRIORS, Priors
+from autotune.runs.priors import Priors
 from autotune.runs.trials import Trials, is_interrupted
 
 UNLIKELY = 0.5
@@ -43,7 +43,7 @@ class StudyParts:
     workdir: Callable[[int], Path]
     sink: EventSink
     cancelled: Cancelled
-    priors: Priors = NO_PRIORS
+    priors: Priors
 
 
 class StudyRun:

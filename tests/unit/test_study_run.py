@@ -50,7 +50,7 @@ from autotune.domain.studies.study import StudySpec
 from autotune.runs import launching
 from autotune.runs import study as study_module
 from autotune.runs.launching import LaunchOrder
-from autotune.runs.priors import NO_PRIORS, Priors
+from autotune.runs.priors import Priors
 from autotune.runs.study import StudyParts, StudyRun
 from autotune.runs.trials import settle_interrupted
 from autotune.wiring.studies import sampler_for
@@ -96,10 +96,10 @@ class Bench:
         *,
         baseline: EngineConfig | None = None,
         clock: FakeClock | None = None,
-        priors: Priors = NO_PRIORS,
+        priors: Priors | None = None,
     ) -> None:
         self.study, self.launch, self.baseline = study, launch, baseline
-        self.priors = priors
+        self.priors = priors or Priors({}, [sla.name for sla in study.slas])
         self.clock = clock or FakeClock()
         self.catalog, self.archive, self.events = FakeCatalog(), FakeArchive(), Events()
         self.search = FakeSearch(study.branches)
