@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from autotune import wiring
+from autotune.adapters.bundles.packing import Order, Packer
 from autotune.adapters.engines.environments import EngineEnvironments, engines_home
-from autotune.adapters.engines.install import install_engine
-from autotune.cli import render
+from autotune.adapters.engines.install import Installer
+from autotune.cli import render, render_engines
+from autotune.domain.basics.errors import InputError, InputProblem
 
 app = typer.Typer(help="Install, list and check engines; each lives in an environment of its own.")
 
@@ -20,15 +23,68 @@ Storage = Annotated[str, typer.Option(help="SQLAlchemy URL of the studies that c
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-@app.command(epilog="Example: autotune engines install vllm")
+@app.command(
+    epilog="Examples: autotune engines install vllm; autotune engines install --from build/vllm-0.22.1"
+)
 def install(
-    engine: EngineName,
+    engine: Annotated[str | None, typer.Argument(metavar="[ENGINE]", help="Engine id, such as vllm.")] = None,
+    bundle: Annotated[
+        Path | None, typer.Option("--from", metavar="DIR", help="Bundle to install from, without network.")
+    ] = None,
+    python: Annotated[
+        Path, typer.Option(help="With --from: the Python whose packages the bundle counts on.")
+    ] = Path(sys.executable),
     home: Annotated[Path | None, typer.Option(help="Folder to install under.")] = None,
 ) -> None:
-    """Install an engine's CPU build into an environment of its own (2.5 GB), unless it is there."""
-    install_engine(engine, home=home or engines_home(), echo=typer.echo)
+    """Install an engine into an environment of its own, unless it is there.
+
+    By name it is the CPU build (2.5 GB), fetched by pip; from a bundle whatever was packed, with no network.
+    """
+    installer = Installer(home=home or engines_home(), echo=typer.echo)
+    match engine, bundle:
+        case str(), None:
+            path = installer.install(engine)
+        case None, Path():
+            path = installer.install_bundle(bundle, python)
+        case _:
+            remedy = "autotune engines install vllm, or autotune engines install --from DIR"
+            raise InputError(InputProblem("install", "takes an engine or a bundle, one of them", remedy))
     # Asking the parser now spares the first study the wait.
-    EngineEnvironments(home).find(wiring.launcher_of(engine), None)
+    EngineEnvironments(home).find(wiring.launcher_of(engine or path.name.rpartition("-")[0]), path)
+
+
+@app.command(
+    epilog="Example: autotune engines bundle vllm==0.22.1 --for there.json --without flashinfer-cubin "
+    "--tool --piece 60MB"
+)
+def bundle(
+    engine: Annotated[str, typer.Argument(metavar="ENGINE==VERSION", help="Release to pack.")],
+    for_: Annotated[
+        str,
+        typer.Option(
+            "--for",
+            metavar="PLATFORM|FILE",
+            help="As py3.12-linux-x86_64, or a file of what `python3 -m pip inspect` prints at the "
+            "destination: what is installed there already is left out.",
+        ),
+    ],
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to pack into [build/ENGINE-VERSION].")
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(metavar="PACKAGE", help="Package that nobody needs there; repeat it.")
+    ] = None,
+    tool: Annotated[bool, typer.Option(help="Pack autotune too, to be installed with it there.")] = False,
+    piece: Annotated[str, typer.Option(metavar="SIZE", help="Size of a piece at most.")] = "2GB",
+) -> None:
+    """Pack an engine's wheels for a machine without network, in pieces with checksums.
+
+    There: autotune engines install --from DIR; where the tool was packed too, python3 DIR/install.py PATH.
+    """
+    order = Order.of(engine, for_, left_out=without or (), tool=tool, piece=piece)
+    folder = to or Path("build") / engine.replace("==", "-")
+    made = Packer(echo=typer.echo).pack(order, folder)
+    render.print_plain(render_engines.packed(made, folder))
 
 
 @app.command("list", epilog="Example: autotune engines list --json")
@@ -40,9 +96,9 @@ def list_engines(storage: Storage = wiring.DEFAULT_STORAGE, as_json: Json = Fals
     """
     statuses = wiring.engine_statuses(wiring.versions_run(wiring.read_store(storage)))
     if as_json:
-        render.print_json([render.engine_document(status) for status in statuses])
+        render.print_json([render_engines.engine_document(status) for status in statuses])
     else:
-        render.wide_console().print(render.engines(statuses))
+        render.wide_console().print(render_engines.engines(statuses))
 
 
 @app.command(epilog="Example: autotune engines recipes --engine vllm --json")
@@ -52,9 +108,9 @@ def recipes(
     """Write the commands of the recipes for large models, each with the evidence that it rests on."""
     written = [each for each in wiring.written_recipes() if engine in {None, each.recipe.engine}]
     if as_json:
-        render.print_json([render.recipe_document(each) for each in written])
+        render.print_json([render_engines.recipe_document(each) for each in written])
     else:
-        render.print_plain(render.recipes_markdown(written))
+        render.print_plain(render_engines.recipes_markdown(written))
 
 
 @app.command(epilog="Example: autotune engines check vllm --at /path/to/venv")

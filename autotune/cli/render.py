@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ from autotune.domain.configs.config import EngineConfig
 from autotune.domain.judging.ledger import Basis, Ledger
 from autotune.domain.judging.quality import QualityState, QualityVerdict
 from autotune.domain.judging.scoring import LevelScore, SlaVerdict
-from autotune.domain.launches.commands import shell_commands
 from autotune.domain.measuring.measurement import Floats, Measurement
 from autotune.domain.measuring.power import EnergyVerdict, PowerBasis, energy_in
 from autotune.domain.measuring.stats import Figure, Interval
@@ -26,7 +24,6 @@ from autotune.domain.recommending.document import Ledgers
 from autotune.domain.recommending.recommendation import Recommendation, Standing, quality_of
 from autotune.domain.recommending.relaxation import Unmet
 from autotune.domain.studies.records import LaunchRecord, StudyRow, TrialRow, TrialState
-from autotune.wiring import EngineStatus, WrittenRecipe
 
 STYLES = {
     TrialState.MEASURED: "green",
@@ -333,47 +330,6 @@ def _predicted(row: TrialRow) -> str:
 
 
 _TRIAL_HEADINGS = f"{'purpose':<12}{'state':<12}{'launch':>7}  {'load':>7}"
-
-
-def engines(statuses: Sequence[EngineStatus]) -> RenderableType:
-    """One line per engine."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="bold")
-    for heading in ("engine", "installed", "version", "device", "evidence", "path"):
-        table.add_column(heading, overflow="fold")
-    for each in statuses:
-        installed = "yes" if each.installed else "no"
-        cells = (each.id, installed, each.version, each.device, each.evidence, each.path)
-        table.add_row(*(Text(str(cell or "-")) for cell in cells))
-    return table
-
-
-def engine_document(status: EngineStatus) -> dict[str, Any]:
-    """An engine's standing on this machine as plain data."""
-    return {**asdict(status), "path": status.path and str(status.path)}
-
-
-def recipe_document(written: WrittenRecipe) -> dict[str, Any]:
-    """A recipe and its commands as plain data."""
-    return {
-        **written.recipe.model_dump(),
-        "evidence": written.evidence,
-        "commands": shell_commands(written.launch),
-    }
-
-
-def recipes_markdown(written: Sequence[WrittenRecipe]) -> str:
-    """The commands of recipes, for people: a heading, what it is, and a block for each process."""
-    parts = []
-    for each in written:
-        recipe = each.recipe
-        nodes = f"{recipe.hosts} nodes, " if recipe.hosts > 1 else ""
-        where = f"{nodes}{recipe.config.devices} x {recipe.accelerator}"
-        parts.append(
-            f"### {recipe.id}\n\n{recipe.model} on {where}: {each.evidence}. After {recipe.source}.\n"
-        )
-        for role, command in shell_commands(each.launch).items():
-            parts.append(f"```sh\n# {role}\n{command}\n```\n")
-    return "\n".join(parts)
 
 
 def print_json(document: Any) -> None:

@@ -13,10 +13,11 @@ import psutil
 import pytest
 
 from autotune.adapters import debian_packages
+from autotune.adapters.commands import CommandResult, run_command
 from autotune.adapters.engines import environments as engine_env
 from autotune.adapters.engines import install as engine_install
 from autotune.adapters.engines.environments import COMPLETE, EngineEnvironments
-from autotune.adapters.engines.install import CommandResult, Installer, run_command
+from autotune.adapters.engines.install import Installer
 from autotune.domain.basics.errors import InputError
 from autotune.domain.configs.config import EngineConfig
 from autotune.domain.hardware.hardware import DeviceKind

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from autotune.adapters.commands import CommandResult
 from autotune.adapters.engines import install as engine_install
 from autotune.adapters.engines.environments import EngineEnvironments
-from autotune.adapters.engines.install import CommandResult, Installer
+from autotune.adapters.engines.install import Installer
 
 ENGINES = sorted(
     path.name.removesuffix("-cpu.txt")

@@ -1,19 +1,16 @@
-"""Installs an engine into a virtual environment of its own, from a locked list of requirements.
+"""Installs an engine into a virtual environment of its own: from a locked list of requirements, or a bundle.
 
 States of an installation's directory::
 
-    absent ──> incomplete ──> complete (its marker was written last, with the lock's hash)
+    absent ──> incomplete ──> complete (its marker was written last, with the hash of what it was made from)
                    └── interrupted: removed by the next installation
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,32 +19,18 @@ from dataclasses import dataclass, field
 from fcntl import LOCK_EX, LOCK_NB, flock
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
 
+from autotune.adapters.bundles.unpacking import MANIFEST, Bundle, BundleError, make_environment
+from autotune.adapters.commands import Echo, Run, check_result, run_command
 from autotune.adapters.debian_packages import apt_line, missing_packages
 from autotune.adapters.engines.environments import COMPLETE
 from autotune.domain.basics.errors import InputError, InputProblem
-
-Echo = Callable[[str], None]
-"""Takes one line of progress."""
 
 _FREE_BYTES = 5 * 10**9
 _LOCK_TIMEOUT_S = 1800.0
 _PIP_TIMEOUT_S = 1200.0
 _INDEX_TIMEOUT_S = 20.0
-_TAIL_LINES = 15
 _TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-
-
-class CommandResult(NamedTuple):
-    """How a command ended; a command that was stopped at its deadline has the code of its signal."""
-
-    code: int
-    output: str
-
-
-Run = Callable[[Sequence[str], float], CommandResult]
-"""Runs a command for at most so many seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,18 +73,51 @@ class Installer:
         lock = _lock(name)
         _check_machine(self.home)
         path = self.home / f"{lock.engine}-{lock.release.version}"
+        return self._made(path, lock.digest, lambda: self._from_lock(lock, path))
+
+    def install_bundle(self, folder: Path, python: Path) -> Path:
+        """Return the complete environment of the engine that a bundle brings, made unless it is there.
+
+        ``python`` is the one whose packages the bundle counts on. Raises InputError for a bundle that is not
+        whole or not for this machine.
+        """
+        try:
+            bundle = Bundle.read(folder)
+            path = self.home / f"{bundle.engine}-{bundle.version}"
+            digest = hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest()
+            return self._made(path, digest, lambda: self._from_bundle(bundle, path, python))
+        except BundleError as error:
+            raise InputError(InputProblem(str(folder), error.what, error.remedy)) from error
+
+    def _made(self, path: Path, digest: str, make: Callable[[], None]) -> Path:
         with self._alone(path):
-            if _digest(path) == lock.digest:
-                self.echo(f"{name} {lock.release.version} is installed in {path}")
+            if _digest(path) == digest:
+                self.echo(f"{path.name} is installed in {path}")
                 return path
             if path.exists():
                 self.echo(f"removing what an interrupted or older installation left in {path}")
                 shutil.rmtree(path)
-            self._make(lock, path)
+            began_s = time.monotonic()
+            make()
+            self._compile(path)
+            (path / COMPLETE).write_text(digest, encoding="utf-8")
+            self.echo(f"  done in {time.monotonic() - began_s:.0f} s")
         return path
 
-    def _make(self, lock: _Lock, path: Path) -> None:
-        began_s = time.monotonic()
+    def _from_bundle(self, bundle: Bundle, path: Path, python: Path) -> None:
+        behind = f", {len(bundle.there)} more packages of {python} behind it" if bundle.there else ""
+        self.echo(f"installing {path.name}, {len(bundle.engine_wheels)} wheels, into {path}{behind}")
+        make_environment(bundle, bundle.engine_wheels, path=path, python=python)
+
+    def _compile(self, path: Path) -> None:
+        self.echo("  compiling bytecode, so that no start has to")
+        (site,) = path.glob("lib/python3*/site-packages")
+        # Some packages carry files for other Pythons, which do not compile: the exit code says nothing.
+        self.run(
+            [str(path / "bin" / "python"), "-m", "compileall", "-q", "-j", "0", str(site)], _PIP_TIMEOUT_S
+        )
+
+    def _from_lock(self, lock: _Lock, path: Path) -> None:
         what = f"{lock.engine} {lock.release.version}, CPU build, into {path}"
         self.echo(f"installing {what} ({lock.release.gigabytes:g} GB, some minutes)")
         self.echo(f"  for GPUs name an environment of your own: --engine {lock.engine}=/path/to/venv")
@@ -112,14 +128,9 @@ class Installer:
         requirements.write_text(lock.requirements, encoding="utf-8")
         self.echo("  installing the engine and its locked requirements")
         self._must([*_pip(python), "--no-deps", "-r", str(requirements)], "installing the engine")
-        site = next(path.glob("lib/python3*/site-packages"))
         if lock.release.distribution != lock.engine:
+            (site,) = path.glob("lib/python3*/site-packages")
             _name_distribution(site, lock)
-        self.echo("  compiling bytecode, so that no start has to")
-        # Some packages carry files for other Pythons, which do not compile: the exit code says nothing.
-        self.run([python, "-m", "compileall", "-q", "-j", "0", str(site)], _PIP_TIMEOUT_S)
-        (path / COMPLETE).write_text(lock.digest, encoding="utf-8")
-        self.echo(f"  done in {time.monotonic() - began_s:.0f} s")
 
     def _install_torch(self, python: str, version: str) -> None:
         """Install the CPU build from where pip looks, else from PyTorch's index, else any build."""
@@ -139,11 +150,8 @@ class Installer:
         self._must([*_pip(python), f"torch=={version}"], "installing torch")
 
     def _must(self, command: Sequence[str], what: str) -> None:
-        result = self.run(command, _PIP_TIMEOUT_S)
-        if result.code != 0:
-            tail = "\n".join(result.output.strip().splitlines()[-_TAIL_LINES:])
-            remedy = "see that pip reaches its index (pip config list), then install again"
-            raise InputError(InputProblem(what, f"exit code {result.code}\n{tail}", remedy))
+        remedy = "see that pip reaches its index (pip config list), then install again"
+        check_result(self.run(command, _PIP_TIMEOUT_S), what, remedy)
 
     @contextmanager
     def _alone(self, path: Path) -> Iterator[None]:
@@ -162,38 +170,6 @@ class Installer:
                     raise InputError(InputProblem(str(path), what, remedy))
                 time.sleep(0.2)
             yield
-
-
-def install_engine(name: str, *, home: Path, echo: Echo) -> Path:
-    """Install an engine under ``home`` unless it is there, whole; returns its environment.
-
-    Raises InputError for an unknown engine, a machine that lacks something, and a failed installation.
-    """
-    return Installer(home=home, echo=echo).install(name)
-
-
-def run_command(command: Sequence[str], timeout_s: float) -> CommandResult:
-    """Run a command without input; it and its children are killed at the deadline or on an interrupt."""
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-        return CommandResult(process.returncode, output)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        return CommandResult(process.returncode, f"{output}\nnot done after {timeout_s:.0f} s")
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
 
 
 # By engine; version and torch as its locked requirements in engines/NAME-cpu.txt want them.

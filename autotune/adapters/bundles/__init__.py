@@ -1,0 +1,1 @@
+"""Engines as bundles: packed where there is a network, put together where there is none."""
