@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from autotune.adapters.files.model_files import ModelFiles
-from autotune.adapters.files.synthetic_model import _bfloat16, make_tiny_model
+from autotune.adapters.files.synthetic_model import _bfloat16, make_tiny_model, make_weightless_model
 from autotune.domain.basics.errors import InputError
+from autotune.domain.models.model import ModelShape
+from autotune.domain.models.weights import parameters
 
 
 def _contents(path: Path) -> dict[str, bytes]:
@@ -155,3 +157,19 @@ def test_what_was_not_made_here_is_never_replaced(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not made here"):
         make_tiny_model(tmp_path)
     assert _contents(tmp_path) == {"notes.txt": b"mine"}
+
+
+@pytest.mark.parametrize(("moe", "billions"), [(False, 8.0), (True, 30.5)])
+def test_a_model_of_real_size_has_its_shape_and_a_token_for_every_id_and_no_weights(
+    tmp_path: Path, moe: bool, billions: float
+) -> None:
+    assert make_weightless_model(tmp_path / "real", moe=moe)
+    assert not make_weightless_model(tmp_path / "real", moe=moe)
+
+    assert not list((tmp_path / "real").glob("*.safetensors"))
+    config = json.loads((tmp_path / "real" / "config.json").read_text())
+    assert parameters(ModelShape.from_config(config)) / 1e9 == pytest.approx(billions, abs=0.05)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "real" / "tokenizer.json"))
+    assert tokenizer.get_vocab_size() == config["vocab_size"]
+    words = tokenizer.decode(list(range(5000, 5010)))
+    assert tokenizer.encode(words).ids == list(range(5000, 5010))

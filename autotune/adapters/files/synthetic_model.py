@@ -1,4 +1,7 @@
-"""Tiny models with random weights, complete enough for a real engine to serve; nothing is downloaded."""
+"""Models that a real engine can serve although nothing is downloaded.
+
+Tiny ones have random weights; those of real size have none, and the engine makes them up.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,33 @@ _DENSE_INTERMEDIATE = 1024
 _EXPERT_INTERMEDIATE = 256
 _EXPERTS = 8
 _SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")
+_DENSE_8B = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 131072,
+    "rope_theta": 500000.0,
+    "vocab_size": 128256,
+}
+"""As Llama 3.1 8B: 8.0 G parameters."""
+_MOE_30B_A3B = {
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "intermediate_size": 6144,
+    "max_position_embeddings": 40960,
+    "rope_theta": 1000000.0,
+    "vocab_size": 151936,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+}
+"""As Qwen3 30B-A3B: 30.5 G parameters, 3.3 G of them for a token."""
 
 _EIGHT_BITS = {"num_bits": 8, "type": "int", "symmetric": True}
 _INT8 = {
@@ -59,11 +89,18 @@ class _Recipe:
     moe: bool
     seed: int
     int8: bool = False
+    weightless: bool = False
 
     @property
     def identity(self) -> dict[str, Any]:
-        quantised = {"int8": True} if self.int8 else {}
-        return {"generator": _GENERATOR, "moe": self.moe, "seed": self.seed, **quantised}
+        more = {name: True for name in ("int8", "weightless") if getattr(self, name)}
+        return {"generator": _GENERATOR, "moe": self.moe, "seed": self.seed, **more}
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What makes the model, as the engine reads it."""
+        weights = () if self.weightless else ("model.safetensors",)
+        return ("config.json", "generation_config.json", *weights, "tokenizer.json", "tokenizer_config.json")
 
 
 def make_tiny_model(path: Path, *, moe: bool = False, seed: int = 0, int8: bool = False) -> bool:
@@ -74,7 +111,19 @@ def make_tiny_model(path: Path, *, moe: bool = False, seed: int = 0, int8: bool 
     Returns whether it was written: a model of the same recipe that is there already, whole, is kept. Raises
     InputError rather than replace a directory that holds anything else.
     """
-    recipe = _Recipe(moe, seed, int8)
+    return _make(path, _Recipe(moe, seed, int8))
+
+
+def make_weightless_model(path: Path, *, moe: bool = False) -> bool:
+    """Write configuration and tokenizer of a model of 8 G parameters (mixture of experts: 30 G), no weights.
+
+    For engines that make weights up (vLLM's ``--load-format dummy``): speed, memory and watts are those of
+    the real ones, answers are not. Returns and raises as ``make_tiny_model``.
+    """
+    return _make(path, _Recipe(moe, seed=0, weightless=True))
+
+
+def _make(path: Path, recipe: _Recipe) -> bool:
     if _is_whole(path, recipe):
         return False
     if path.exists() and not _is_replaceable(path):
@@ -105,27 +154,30 @@ def _is_whole(path: Path, recipe: _Recipe) -> bool:
 
 
 def _manifest(path: Path, recipe: _Recipe) -> dict[str, Any]:
-    names = ("config.json", "generation_config.json", "model.safetensors")
-    hashes = {
-        name: hashlib.sha256((path / name).read_bytes()).hexdigest()
-        for name in (*names, "tokenizer.json", "tokenizer_config.json")
-    }
+    hashes = {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in recipe.files}
     return {**recipe.identity, "sha256": hashes}
 
 
 def _write(path: Path, recipe: _Recipe) -> None:
     end = {"bos_token_id": 1, "eos_token_id": 2}
     quantised = {"quantization_config": _INT8} if recipe.int8 else {}
-    _write_json(path / "config.json", {**_config(recipe.moe), **end, **quantised})
+    sizes = (_MOE_30B_A3B if recipe.moe else _DENSE_8B) if recipe.weightless else {}
+    config = {**_config(recipe.moe), **sizes, **end, **quantised}
+    _write_json(path / "config.json", config)
     _write_json(path / "generation_config.json", end)
-    _write_json(path / "tokenizer_config.json", _tokenizer_config())
-    _tokenizer().save(str(path / "tokenizer.json"))
+    _write_json(path / "tokenizer_config.json", _tokenizer_config(config["max_position_embeddings"]))
+    _tokenizer(config["vocab_size"]).save(str(path / "tokenizer.json"))
+    if not recipe.weightless:
+        _write_weights(path, recipe)
+    _write_json(path / _MANIFEST, _manifest(path, recipe))
+
+
+def _write_weights(path: Path, recipe: _Recipe) -> None:
     rng = np.random.default_rng(recipe.seed)
     weights: dict[str, _Stored] = {name: _draw(shape, rng) for name, shape in _shapes(recipe.moe)}
     if recipe.int8:
         weights = _rounded(weights)
     _write_safetensors(path / "model.safetensors", weights)
-    _write_json(path / _MANIFEST, _manifest(path, recipe))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -163,19 +215,19 @@ def _config(moe: bool) -> dict[str, Any]:
     }
 
 
-def _tokenizer_config() -> dict[str, Any]:
+def _tokenizer_config(positions: int) -> dict[str, Any]:
     unknown, begin, end = _SPECIAL_TOKENS
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "unk_token": unknown,
         "bos_token": begin,
         "eos_token": end,
-        "model_max_length": _POSITIONS,
+        "model_max_length": positions,
     }
 
 
-def _tokenizer() -> Tokenizer:
-    """Make a tokenizer of ASCII characters and four-letter words; anything else is unknown.
+def _tokenizer(vocabulary: int) -> Tokenizer:
+    """Make a tokenizer of ASCII characters and words of four letters, then six; anything else is unknown.
 
     Higher bytes are left out on purpose: one alone is no text, and engines hold text back until it is, so
     that a stream would show fewer chunks than tokens.
@@ -183,9 +235,9 @@ def _tokenizer() -> Tokenizer:
     ascii_characters = sorted(c for c, _ in _split(pre_tokenizers.ByteLevel(add_prefix_space=False)))
     syllables = ["".join(pair) for pair in product("bdfgklmnprstvz", "aeiou")]
     # "Ġ" is how byte-level tokenizers write the space before a word.
-    words = ("Ġ" + "".join(pair) for pair in product(syllables, repeat=2))
+    words = ("Ġ" + "".join(parts) for count in (2, 3) for parts in product(syllables, repeat=count))
     tokens = [*_SPECIAL_TOKENS, *ascii_characters]
-    tokens += islice(words, _VOCABULARY - len(tokens))
+    tokens += islice(words, vocabulary - len(tokens))
     model = models.BPE(
         vocab={token: number for number, token in enumerate(tokens)},
         merges=[],

@@ -198,10 +198,10 @@ def energy_in(trace: PowerTrace, window: Window) -> Energy:
             reasons.append(f"gap:{device.uid}")
             continue
         integrated_j = integrate_j(device, window)
-        counted_j = _counted_j(device, window)
-        if counted_j is None:
+        by_counter_j = counted_j(device, window)
+        if by_counter_j is None:
             checked = False
-        elif abs(counted_j - integrated_j) > CONSISTENT_WITHIN * max(counted_j, integrated_j):
+        elif abs(by_counter_j - integrated_j) > CONSISTENT_WITHIN * max(by_counter_j, integrated_j):
             reasons.append(f"counter-disagrees:{device.uid}")
         reasons += [f"{code}:{device.uid}" for code in _disturbances(device, window)]
         joules += integrated_j
@@ -243,7 +243,7 @@ def _covers(time_s: Floats, window: Window, period_s: float) -> bool:
     return bool(np.diff(around).max() <= MOST_GAP_PERIODS * period_s)
 
 
-def _counted_j(device: DevicePower, window: Window) -> float | None:
+def counted_j(device: DevicePower, window: Window) -> float | None:
     """Joules by the device's counter, None where it has none that spans the window."""
     at = device.counter_time_s
     if len(at) < 2 or at[0] > window.start_s or at[-1] < window.end_s:  # noqa: PLR2004 - an interval
