@@ -24,7 +24,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 @app.command(
-    epilog="Examples: autotune engines install vllm; autotune engines install --from build/vllm-0.22.1"
+    epilog="Examples: autotune engines install vllm · autotune engines install --from build/vllm-0.22.1"
 )
 def install(
     engine: Annotated[str | None, typer.Argument(metavar="[ENGINE]", help="Engine id, such as vllm.")] = None,
@@ -32,8 +32,9 @@ def install(
         Path | None, typer.Option("--from", metavar="DIR", help="Bundle to install from, without network.")
     ] = None,
     python: Annotated[
-        Path, typer.Option(help="With --from: the Python whose packages the bundle counts on.")
-    ] = Path(sys.executable),
+        Path | None,
+        typer.Option(help="With --from: the Python whose packages the bundle counts on; else this one."),
+    ] = None,
     home: Annotated[Path | None, typer.Option(help="Folder to install under.")] = None,
 ) -> None:
     """Install an engine into an environment of its own, unless it is there.
@@ -45,7 +46,7 @@ def install(
         case str(), None:
             path = installer.install(engine)
         case None, Path():
-            path = installer.install_bundle(bundle, python)
+            path = installer.install_bundle(bundle, python or Path(sys.executable))
         case _:
             remedy = "autotune engines install vllm, or autotune engines install --from DIR"
             raise InputError(InputProblem("install", "takes an engine or a bundle, one of them", remedy))
@@ -82,6 +83,7 @@ def bundle(
     There: autotune engines install --from DIR; where the tool was packed too, python3 DIR/install.py PATH.
     """
     order = Order.of(engine, for_, left_out=without or (), tool=tool, piece=piece)
+    wiring.launcher_of(engine.partition("==")[0])  # before it is fetched: nobody could launch it
     folder = to or Path("build") / engine.replace("==", "-")
     made = Packer(echo=typer.echo).pack(order, folder)
     render.print_plain(render_engines.packed(made, folder))

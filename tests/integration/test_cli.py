@@ -394,7 +394,13 @@ def test_every_command_has_help_with_an_example() -> None:
         "drift",
         "import",
     ]
-    groups = [["engines", "install"], ["engines", "list"], ["engines", "check"], ["models", "make"]]
+    groups = [
+        ["engines", "install"],
+        ["engines", "bundle"],
+        ["engines", "list"],
+        ["engines", "check"],
+        ["models", "make"],
+    ]
     for command in [[name] for name in commands] + groups:
         assert "Example" in CliRunner().invoke(app, [*command, "--help"]).stdout, command
 

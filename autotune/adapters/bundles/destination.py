@@ -33,7 +33,7 @@ class Platform:
         named = re.fullmatch(r"py(3\.\d+)-(?:linux-|manylinux_2_(\d+)_)(x86_64|aarch64)", text)
         if named is None:
             remedy = "write it as py3.12-linux-x86_64, or py3.12-manylinux_2_28_x86_64 for an older C library"
-            raise InputError(InputProblem("--for", f"{text!r} is no platform", remedy))
+            raise InputError(InputProblem("--for", f"{text!r} is no platform, and no file here", remedy))
         return cls(named[1], named[3], int(named[2] or _GLIBC))
 
     def __str__(self) -> str:
