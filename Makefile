@@ -28,8 +28,8 @@ tune: engine .models/tiny-$(MODEL)/config.json ## install all that is needed and
 
 test: lint engine $(TINY_MODELS) ## linters, types, layers and every test but the end-to-end ones
 	@command -v chromium >/dev/null || echo "browser tests are skipped; to run them: sudo apt-get install -y chromium"
-	@$(BIN)/pytest -n 2 tests/unit tests/contract
-	@$(BIN)/pytest tests/integration # measures times and counts processes: one at a time
+	@$(BIN)/pytest -n 2 -m "not alone and not e2e"
+	@$(BIN)/pytest -m "alone and not e2e" --durations 20
 
 test-unit: $(INSTALLED_DEV) ## the tests that need no engine
 	@$(BIN)/pytest -m "not engine and not e2e"

@@ -12,6 +12,8 @@ import uvloop
 from autotune.adapters.load import alarm
 from autotune.adapters.load.alarm import Alarm
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture(params=["timerfd", "event loop"])
 def timers(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ from typer.testing import CliRunner
 from autotune.cli.app import app
 from autotune.domain.basics.errors import InputError
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -265,19 +267,15 @@ def test_two_engines_at_once_are_two_trials_and_leave_nothing(
     study = YAML(typ="safe", pure=True).load(folder / "small.yaml")
     del study["try_first"]
     study |= {"at_once": 2, "space": {"dimensions": {"max_num_seqs": ["default", 2, 4, 8]}}}
+    study["budget"]["launches"] = 5  # the defaults, these two, and finals
     YAML().dump(study, folder / "small.yaml")
     with started(folder, engine) as process:
         wait_for(process, "trial 1: loading", "trial 2: loading")
         assert len(mock_engines()) == 2
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
     assert gone(0.0)
-
-    autotune("resume", "small")
-    shown = trials(autotune)
-    searched = [t for t in shown if t["purpose"] == "search" and t["state"] == "measured"]
-    assert len({t["configuration"].get("max_num_seqs") for t in searched}) >= 2
-    assert not [t for t in shown if t["state"] == "running"]
+    searched = [t for t in trials(autotune) if t["purpose"] == "search" and t["state"] == "measured"]
+    assert len({t["configuration"].get("max_num_seqs") for t in searched}) == 2
 
 
 def test_a_finished_study_goes_on_with_a_larger_budget_and_with_nothing_else(

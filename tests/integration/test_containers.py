@@ -47,6 +47,8 @@ from autotune.domain.launches.launch import (
     ProcessSpec,
 )
 
+pytestmark = pytest.mark.alone
+
 GPUS = tuple(Device(DeviceKind.CUDA, i, "NVIDIA H200", f"GPU-{i}a", 1 << 37) for i in range(8))
 ME = User(1000, 100)
 IMAGE = "vllm/vllm-openai:v0.32.0"

@@ -31,6 +31,8 @@ from autotune.domain.launches.launch import (
 )
 from autotune.domain.studies.ports import LauncherTraits
 
+pytestmark = pytest.mark.alone
+
 ANSWER = {"version": "1.2.3", "device": "cuda", "flags": {"--dtype": ["auto", "half"], "--port": []}}
 
 

@@ -33,6 +33,8 @@ from autotune.domain.basics.errors import BenchError, StudyCancelledError
 from autotune.domain.hardware.hardware import Device, DeviceKind
 from autotune.domain.launches.launch import EngineDiedError, Phase
 
+pytestmark = pytest.mark.alone
+
 
 def test_serves_and_leaves_nothing(tmp_path: Path) -> None:
     with host(tmp_path).serving(

@@ -25,6 +25,8 @@ from autotune.adapters.engines.hygiene import GPU_TOLERANCE_BYTES, Hygiene, IpcO
 from autotune.domain.basics.errors import BenchError
 from autotune.domain.hardware.hardware import Device, DeviceKind
 
+pytestmark = pytest.mark.alone
+
 SHM = Path("/dev/shm")
 GPU = Device(DeviceKind.CUDA, 0, "NVIDIA H200", "GPU-0", 1 << 37)
 GIB = 1 << 30

@@ -31,6 +31,8 @@ from autotune.adapters.engines.process import reap_orphans
 from autotune.domain.basics.errors import BenchError
 from autotune.domain.launches.launch import EngineDiedError, LaunchSpec, Phase, ProcessSpec
 
+pytestmark = pytest.mark.alone
+
 COUNTERS = {
     "prompt_tokens_total": "vllm:prompt_tokens_total",
     "requests_running": "vllm:num_requests_running",

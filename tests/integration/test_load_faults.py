@@ -16,6 +16,8 @@ from autotune.domain.basics.errors import BenchError, StudyCancelledError
 from autotune.domain.launches.endpoint import Endpoint
 from autotune.domain.load.load_plan import LoadPlan
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize("status", [400, 429, 503])
 def test_a_refusal_is_data_and_the_connection_is_used_again(clients: LoadClients, status: int) -> None:

@@ -24,6 +24,8 @@ from autotune.adapters.load.clients import LoadClients
 from autotune.domain.load.load_plan import LoadPlan
 from autotune.domain.load.progress import Progress, Steer
 
+pytestmark = pytest.mark.alone
+
 
 def test_open_loop_keeps_due_times_when_the_server_is_slow_and_latency_counts_from_due(
     clients: LoadClients,

@@ -12,6 +12,8 @@ from scripted_server import DONE, END, HEAD, Call, chunk, event, serving, token,
 from autotune.adapters.load.clients import LoadClients
 from autotune.domain.launches.endpoint import Endpoint
 
+pytestmark = pytest.mark.alone
+
 
 def delta(finish_reason: str | None = None, **content: object) -> bytes:
     """A chat's event as vLLM writes it."""

@@ -23,6 +23,8 @@ from autotune.domain.basics.errors import BenchError
 from autotune.domain.load.load_plan import LoadPlan
 from autotune.domain.load.progress import Progress, Steer
 
+pytestmark = pytest.mark.alone
+
 
 def test_workers_stay_between_drives_and_are_gone_after_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))

@@ -34,6 +34,8 @@ from autotune.domain.studies.events import LevelMeasured, LevelStarted, Notice
 from autotune.runs import measure
 from autotune.wiring import studies
 
+pytestmark = pytest.mark.alone
+
 HERE = Path(__file__).parent
 FAULTY_ENGINE = HERE / "faulty_engine.py"
 FINDS_MOCK = {"PYTHONPATH": str(MOCK_ENGINE.parent)}

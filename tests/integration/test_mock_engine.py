@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from fake_environment import FLAGS, MOCK_ENGINE, make_fake_environment
 
+pytestmark = pytest.mark.alone
+
 DEADLINE_S = 30.0
 
 

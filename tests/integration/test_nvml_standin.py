@@ -20,6 +20,8 @@ from standin.nvml import build_standin, run_on_standin
 from autotune.adapters.power.nvml import INSTANT_SOURCE, USAGE_SOURCE
 from autotune.domain.measuring.power import Slowdown
 
+pytestmark = pytest.mark.alone
+
 MEASURE = """
 import json, time
 import numpy as np

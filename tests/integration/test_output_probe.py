@@ -14,6 +14,8 @@ from autotune.domain.basics.errors import StudyCancelledError
 from autotune.domain.judging.answers import Answer, AnswerTerms, NoAnswerError, Question, Step
 from autotune.domain.launches.endpoint import Endpoint
 
+pytestmark = pytest.mark.alone
+
 ASKED = Question((5, 6, 7))
 SCORED = Question((5, 6, 7, 70, 71), scored=2)
 ALONE = AnswerTerms(output_tokens=2, together=1, timeout_s=10.0)

@@ -22,6 +22,8 @@ from autotune.domain.load.level import Level
 from autotune.domain.measuring.power import PowerBasis
 from launchers.vllm import LAUNCHER
 
+pytestmark = pytest.mark.alone
+
 REFUSED: dict[str, tuple[dict[str, object], str]] = {
     "unknown flag": ({"extra_args": ("--no-such-flag",)}, "unrecognized arguments: --no-such-flag"),
     "bad choice": ({"kv_cache_dtype": "int3"}, "argument --kv-cache-dtype: invalid choice: 'int3'"),

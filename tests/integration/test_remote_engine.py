@@ -24,6 +24,8 @@ from autotune.domain.launches.launch import EngineDiedError, LaunchSpec, Phase
 from autotune.domain.load.load_plan import LoadPlan
 from autotune.domain.measuring.measurement import LoadResult
 
+pytestmark = pytest.mark.alone
+
 TOKEN = "sk-very-secret"
 VARIABLE = "ENDPOINT_TOKEN"
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from standin.nvml import build_standin, standin_env
 
+pytestmark = pytest.mark.alone
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 VARYING = "".join(f"{i / 10} 0 power_w={400 + 40 * (i % 3)}\n" for i in range(200))
 
