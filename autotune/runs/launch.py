@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ from autotune.domain.studies.ports import (
 )
 from autotune.domain.studies.records import LaunchRecord, Purpose
 from autotune.domain.studies.study import StudySpec
+from autotune.runs.company import Opening, company
 from autotune.runs.levels import given_levels, measure_levels, search_levels, within
 from autotune.runs.measure import (
     TIMEOUT,
@@ -121,13 +122,19 @@ class LaunchTask:
     variants: tuple[EngineConfig, ...] = ()
 
 
-def run_launch(task: LaunchTask, bench: Bench, sink: EventSink, cancelled: Cancelled) -> LaunchRecord:
-    """Launch a configuration and measure it.
+def run_launch(
+    task: LaunchTask,
+    bench: Bench,
+    sink: EventSink,
+    cancelled: Cancelled,
+    beside: Sequence[Bench] = (),
+) -> LaunchRecord:
+    """Launch a configuration and measure it; on each bench ``beside`` it a copy serves under the same load.
 
     Failures of the configuration are in the record; raises BenchError when the bench broke and
     StudyCancelledError when the user asked to stop.
     """
-    return _Launch(task, bench, sink, cancelled).run()
+    return _Launch(task, bench, sink, cancelled, beside).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +151,11 @@ class _Measured:
 class _Launch:
     """State of one launch while it runs: the curve so far and where the time went."""
 
-    def __init__(self, task: LaunchTask, bench: Bench, sink: EventSink, cancelled: Cancelled) -> None:
+    def __init__(
+        self, task: LaunchTask, bench: Bench, sink: EventSink, cancelled: Cancelled, beside: Sequence[Bench]
+    ) -> None:
         self._task, self._bench, self._sink, self._cancelled = task, bench, sink, cancelled
+        self._beside, self._driver = tuple(beside), bench.driver
         self._curve: LoadCurve = ()
         self._command = ""
         self._devices: tuple[Device, ...] = ()
@@ -189,16 +199,22 @@ class _Launch:
             settings = stack.enter_context(ExitStack())
             settings.enter_context(self._settings(task.config))
             self._phase(Phase.STARTING)
+            if self._beside:
+                self._sink(Notice(f"trial {task.number} fills the node: {1 + len(self._beside)} engines"))
+            accompanied = stack.enter_context(company(self._copies(), self._cancelled))
             self._started_s = time.monotonic()
+            spec = self._spec(devices)
+            self._command = "\n".join(shell_commands(spec).values())
             engine = stack.enter_context(
                 bench.host.serving(
-                    self._spec(devices),
+                    spec,
                     workdir=task.workdir,
                     start_timeout_s=task.study.measurement.start_timeout,
                     cancelled=self._cancelled,
                 )
             )
             self._phase(Phase.FIRST_REQUEST)
+            self._driver = accompanied(self._bench.driver)
             self._first_request(engine)
             self._ready_s = time.monotonic()
             self._phase(Phase.EXAMINING)
@@ -216,9 +232,36 @@ class _Launch:
                     break
             self._phase(Phase.STOPPING)
 
-    def _settings(self, config: EngineConfig) -> AbstractContextManager[None]:
+    def _copies(self) -> list[tuple[LoadDriver, Opening]]:
+        """What drives each copy beside the measured engine, and how it is started."""
+        return [(each.driver, partial(self._copy, n, each)) for n, each in enumerate(self._beside, 1)]
+
+    @contextmanager
+    def _copy(self, number: int, bench: Bench, cancelled: Cancelled) -> Iterator[RunningEngine]:
+        """The configuration once more, on devices of its own."""
+        task = self._task
+        owner = f"study {task.study.name}, trial {task.number}, copy {number}"
+        workdir = task.workdir / f"copy-{number}"
+        workdir.mkdir(parents=True, exist_ok=True)
+        with (
+            bench.inventory.lease(
+                bench.hardware, task.config.devices, owner, group=task.config.widest_tensor_parallel
+            ) as devices,
+            self._settings(task.config, devices),
+            bench.host.serving(
+                self._spec(devices),
+                workdir=workdir,
+                start_timeout_s=task.study.measurement.start_timeout,
+                cancelled=cancelled,
+            ) as engine,
+        ):
+            yield engine
+
+    def _settings(
+        self, config: EngineConfig, devices: tuple[Device, ...] = ()
+    ) -> AbstractContextManager[None]:
         return self._bench.settings(
-            self._devices,
+            devices or self._devices,
             allowed=self._task.study.hardware_asked.allow,
             power_limit_w=config.power_limit_w,
             graphics_clock_mhz=config.graphics_clock_mhz,
@@ -283,17 +326,13 @@ class _Launch:
         study = self._task.study
         engine = study.engine(self._task.config.engine)
         context = engine.context(study.model, self._bench.environment, devices).of(self._task.config)
-        spec = self._bench.launcher.launch_spec(self._task.config, context)
-        self._command = "\n".join(shell_commands(spec).values())
-        return spec
+        return self._bench.launcher.launch_spec(self._task.config, context)
 
     def _first_request(self, engine: RunningEngine) -> None:
         """Ask for one real answer: engines have been seen healthy that die of their first request."""
         study = self._task.study
         plan = single_request(self._bench.plan, study, study.workload_names[0])
-        result = self._bench.driver.drive(
-            engine.endpoint, plan, alive=engine.alive, cancelled=self._cancelled
-        )
+        result = self._driver.drive(engine.endpoint, plan, alive=engine.alive, cancelled=self._cancelled)
         if not result.requests.ok.any():
             error = next(iter(result.requests.error), "") or "no token came"
             stalled = error == TIMEOUT and not result.engine_died
@@ -345,7 +384,7 @@ class _Launch:
         """Drive load, for the trial of a number; raises EngineDiedError."""
         study, chosen = self._task.study, self._task.levels
         bench = LoadBench(
-            driver=self._bench.driver,
+            driver=self._driver,
             meter=self._bench.meter,
             engine=engine,
             devices=self._devices,
@@ -421,6 +460,7 @@ class _Launch:
             failure=failure,
             device=self._devices[0].name if self._devices else "",
             device_count=len(self._devices) or self._task.config.devices,
+            copies=1 + len(self._beside),
             transport=self._transport(),
             before=self._before,
             after=self._after,

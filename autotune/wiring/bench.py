@@ -100,16 +100,17 @@ def benches_for(study: StudySpec) -> Iterator[Mapping[str, Bench]]:
 
 @contextmanager
 def lanes_for(study: StudySpec) -> Iterator[tuple[Mapping[str, Bench], ...]]:
-    """A bench for each launch that may run at once, which differ in their load clients alone.
+    """A bench for each engine that may run at once, which differ in their load clients alone.
 
     Raises InputError where watts are not measured by device, so that no launch has watts of its own.
     """
     with benches_for(study) as benches, ExitStack() as clients:
         basis = basis_for(study, next(iter(benches.values())).environment.kind)
-        if study.at_once > 1 and basis not in OF_DEVICES:
+        if study.most_engines > 1 and basis not in OF_DEVICES:
             what = f"power basis {basis.value!r} is the whole machine's, and no launch's alone"
-            raise InputError(InputProblem("at_once", what, "write `at_once: 1`"))
-        drivers = [clients.enter_context(LoadClients()) for _ in range(study.at_once - 1)]
+            remedy = "leave out `at_once` and `fill_node`"
+            raise InputError(InputProblem("several engines at once", what, remedy))
+        drivers = [clients.enter_context(LoadClients()) for _ in range(study.most_engines - 1)]
         further = [{name: replace(b, driver=driver) for name, b in benches.items()} for driver in drivers]
         yield benches, *further
 

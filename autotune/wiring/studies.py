@@ -210,11 +210,14 @@ def _study_run(
             time_left_s=order.time_left_s,
             variants=order.variants,
         )
-        lane = free.get()
+        config = order.suggestion.config
+        taken = [free.get() for _ in range(study.copies(config, order.purpose))]
         try:
-            return run_launch(task, lane[order.suggestion.config.engine], sink, cancelled)
+            own, *beside = (lane[config.engine] for lane in taken)
+            return run_launch(task, own, sink, cancelled, beside)
         finally:
-            free.put(lane)
+            for lane in taken:
+                free.put(lane)
 
     sink(
         StudyStarted(

@@ -267,6 +267,7 @@ def test_two_engines_at_once_are_two_trials_and_leave_nothing(
     study = YAML(typ="safe", pure=True).load(folder / "small.yaml")
     del study["try_first"]
     study |= {"at_once": 2, "space": {"dimensions": {"max_num_seqs": ["default", 2, 4, 8]}}}
+    study |= {"fill_node": True, "hardware": {"cpus": 2}}
     study["budget"]["launches"] = 5  # the defaults, these two, and finals
     YAML().dump(study, folder / "small.yaml")
     with started(folder, engine) as process:
@@ -276,6 +277,11 @@ def test_two_engines_at_once_are_two_trials_and_leave_nothing(
     assert gone(0.0)
     searched = [t for t in trials(autotune) if t["purpose"] == "search" and t["state"] == "measured"]
     assert len({t["configuration"].get("max_num_seqs") for t in searched}) == 2
+    finals = [t for t in trials(autotune) if t["purpose"] == "final"]
+    assert finals
+    assert all(t["state"] == "measured" for t in finals)
+    copies = list((folder / "studies-artifacts" / "logs" / "small").glob("*/copy-1/*.log"))
+    assert len(copies) == len(finals)
 
 
 def test_a_finished_study_goes_on_with_a_larger_budget_and_with_nothing_else(

@@ -90,6 +90,7 @@ class Parts:
         known: QualityKnown = NOTHING_KNOWN,
         time_left_s: float = math.inf,
         variants: tuple[EngineConfig, ...] = (),
+        beside: Sequence[Parts] = (),
         **words: object,
     ) -> LaunchRecord:
         study = study or study_spec(measurement=QUICK)
@@ -106,7 +107,17 @@ class Parts:
             time_left_s=time_left_s,
             variants=variants,
         )
-        bench = Bench(
+        try:
+            return run_launch(
+                task, self.bench(study), self.events, never, [other.bench(study) for other in beside]
+            )
+        finally:
+            for each in (self, *beside):
+                left = (each.host.running, each.inventory.leased, each.settings.held)
+                assert left == (0, 0, 0), "something was left running or held"
+
+    def bench(self, study: StudySpec) -> Bench:
+        return Bench(
             launcher=self.launcher,
             environment=ENVIRONMENT,
             hardware=self.inventory.devices(),
@@ -122,11 +133,6 @@ class Parts:
             plan=planner(study),
             versions={"fake": "1"},
         )
-        try:
-            return run_launch(task, bench, self.events, never)
-        finally:
-            left = (self.host.running, self.inventory.leased, self.settings.held)
-            assert left == (0, 0, 0), "something was left running or held"
 
     @property
     def phases(self) -> list[Phase]:
@@ -643,3 +649,30 @@ def test_known_prompts_are_the_same_for_every_launch_of_a_study_and_no_others(tm
     other = Parts().run(tmp_path, study=gated().model_copy(update={"seed": 1}), purpose=Purpose.DEFAULTS)
     assert other.answers is not None
     assert other.answers.questions != first.questions
+
+
+def test_copies_serve_beside_the_measured_engine_under_its_load(tmp_path: Path) -> None:
+    parts, others = Parts(), [Parts(), Parts()]
+    level = Level("chat", rate_rps=2.0)
+    record = parts.run(tmp_path, levels=(level,), beside=others)
+    assert record.copies == 3
+    assert [m.level for m in record.curve] == [level]
+    for other in others:
+        assert len(other.host.launches) == 1
+        # The first request and every level, each the very same requests.
+        assert other.driver.plans == parts.driver.plans
+    assert (tmp_path / "copy-2").is_dir()
+
+
+def test_a_copy_that_does_not_come_up_is_the_benchs_fault(tmp_path: Path) -> None:
+    parts, other = Parts(), Parts(error=DEAD_AT_START)
+    with pytest.raises(BenchError, match="the node was not full, a copy beside it did not come up"):
+        parts.run(tmp_path, levels=(Level("chat", rate_rps=2.0),), beside=[other])
+
+
+def test_an_engine_that_dies_is_blamed_although_copies_serve(tmp_path: Path) -> None:
+    parts, other = Parts(error=DEAD_AT_START, failure_class=FailureClass.OUT_OF_MEMORY), Parts()
+    record = parts.run(tmp_path, levels=(Level("chat", rate_rps=2.0),), beside=[other])
+    assert record.failure is not None
+    assert record.failure.failure_class is FailureClass.OUT_OF_MEMORY
+    assert record.curve == ()

@@ -143,6 +143,7 @@ def _launch_json(record: LaunchRecord) -> dict[str, Any]:
         "failure": asdict(record.failure) if record.failure else None,
         "device": record.device,
         "device_count": record.device_count,
+        "copies": record.copies,
         "transport": asdict(record.transport) if record.transport else None,
         "before": asdict(record.before) if record.before else None,
         "after": asdict(record.after) if record.after else None,
@@ -253,6 +254,7 @@ def _read(launch: dict[str, Any], requests: pa.Table, series: pa.Table, answers:
         else None,
         device=launch["device"],
         device_count=launch["device_count"],
+        copies=launch.get("copies", 1),  # launches that were archived before had none beside them
         transport=_transport(launch["transport"]),
         before=read_node_state(launch["before"]) if launch["before"] else None,
         after=read_node_state(launch["after"]) if launch["after"] else None,

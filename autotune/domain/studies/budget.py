@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from autotune.domain.studies.records import TrialRow, TrialState
+from autotune.domain.configs.config import EngineConfig
+from autotune.domain.studies.records import Purpose, TrialRow, TrialState
 from autotune.domain.studies.study import Budget, StudySpec
 
 
@@ -49,7 +50,7 @@ def spent(rows: Sequence[TrialRow], study: StudySpec, wall_s: float) -> Spend:
     return Spend(
         launches=sum(was_launched(row) for row in rows),
         wall_s=wall_s,
-        device_s=sum(row.total_s * study.devices_held(row.config) for row in rows),
+        device_s=sum(row.total_s * _devices(row.config, row.purpose, study) for row in rows),
     )
 
 
@@ -88,18 +89,23 @@ def finals(rows: Sequence[TrialRow], study: StudySpec, count: int) -> Spend:
     """What ``count`` finals will likely cost: a start each, and a window for every SLA."""
     load_s = len(study.slas) * (study.measurement.warmup + study.measurement.final_window)
     wall_s = count * (_start_s(rows) + load_s)
-    return Spend(launches=count, wall_s=wall_s, device_s=wall_s * _most_devices(rows, study))
+    return Spend(launches=count, wall_s=wall_s, device_s=wall_s * _most_devices(rows, study, Purpose.FINAL))
 
 
 def soak(rows: Sequence[TrialRow], study: StudySpec, levels: int) -> Spend:
     """What one launch that soaks at so many levels will likely cost."""
     wall_s = _start_s(rows) + levels * (study.measurement.warmup + study.soak_s)
-    return Spend(launches=1, wall_s=wall_s, device_s=wall_s * _most_devices(rows, study))
+    return Spend(launches=1, wall_s=wall_s, device_s=wall_s * _most_devices(rows, study, Purpose.SOAK))
 
 
 def _start_s(rows: Sequence[TrialRow]) -> float:
     return median([row.launch_s for row in rows if was_launched(row)] or [0.0])
 
 
-def _most_devices(rows: Sequence[TrialRow], study: StudySpec) -> int:
-    return max((study.devices_held(row.config) for row in rows if was_judged(row)), default=1)
+def _most_devices(rows: Sequence[TrialRow], study: StudySpec, purpose: Purpose) -> int:
+    return max((_devices(row.config, purpose, study) for row in rows if was_judged(row)), default=1)
+
+
+def _devices(config: EngineConfig, purpose: Purpose, study: StudySpec) -> int:
+    """Devices that a launch holds, those of copies beside it included."""
+    return study.devices_held(config) * study.copies(config, purpose)

@@ -50,6 +50,7 @@ class LaunchRecord:
     where the launch ended before it was looked at. ``transport`` is what KV blocks took between pools.
     ``quality`` is the verdict on its precision, ``answers`` what others are judged by, of the launch that
     became the study's reference. ``kv_tokens`` is what one replica's KV cache held, where its log tells.
+    ``copies`` is how many engines of the configuration shared the node, each under the same load.
     ``variants`` are records of the same engine under other settings of its devices, kept as launches of
     their own that took no time to start.
     """
@@ -67,6 +68,7 @@ class LaunchRecord:
     failure: Failure | None = None
     device: str = ""
     device_count: int = 1
+    copies: int = 1
     transport: Transport | None = None
     before: NodeState | None = None
     after: NodeState | None = None

@@ -21,6 +21,7 @@ from autotune.domain.launches.launch import Container, EngineEnvironment, Launch
 from autotune.domain.load.workload import Workload
 from autotune.domain.measuring.power import PowerBasis
 from autotune.domain.search.stopping import DeploymentSpec
+from autotune.domain.studies.records import Purpose
 
 USUAL_SOAK_S = 300.0
 SOAK_SHARE = 0.1
@@ -214,6 +215,11 @@ class StudySpec(_Part):
         1,
         description="launches of the search at once, where devices are idle; finals are launched alone",
     )
+    fill_node: bool = Field(
+        False,
+        description="finals and soaks run beside copies of themselves on all other devices, under the same "
+        "load, as they will in service; needs `hardware` to say how many devices there are",
+    )
     seed: int = 0
     deployment: DeploymentSpec | None = Field(
         None, description="where the answer will serve; the search stops when another launch saves less there"
@@ -235,6 +241,8 @@ class StudySpec(_Part):
             for index, name in enumerate(given):
                 if name in given[:index]:
                     raise error_at(f"{name!r} is the name of another; name them apart", part, index, "name")
+        if self.fill_node and not self._devices_asked:
+            raise error_at("needs the number of devices; write `hardware: { gpus: 8 }`", "fill_node")
         if self.space is None and any(engine.space is None for engine in self.engines):
             raise error_at("is missing; write `space: NAME`, or one for each engine", "space")
         for index, sla in enumerate(self.slas):
@@ -265,6 +273,21 @@ class StudySpec(_Part):
         """Devices that a launch of a configuration holds; behind a URL all that are said to serve there."""
         remote = any(engine.url for engine in self.engines if engine.name == config.engine)
         return (self.hardware_asked.gpus or 1) if remote else config.devices
+
+    def copies(self, config: EngineConfig, purpose: Purpose) -> int:
+        """How many engines of a configuration a launch has: finals and soaks may fill the node."""
+        if not self.fill_node or purpose not in {Purpose.FINAL, Purpose.SOAK}:
+            return 1
+        return max(self._devices_asked // self.devices_held(config), 1)
+
+    @property
+    def most_engines(self) -> int:
+        """How many engines of this study may run at once."""
+        return max(self.at_once, self._devices_asked if self.fill_node else 1)
+
+    @property
+    def _devices_asked(self) -> int:
+        return self.hardware_asked.gpus or self.hardware_asked.cpus or 0
 
     @property
     def branches(self) -> tuple[Branch, ...]:
