@@ -246,13 +246,20 @@ def test_a_command_line_reads_back_as_what_it_was_written_from(name: str, data: 
     # Files are written by lines of their own, which are no command of the engine.
     bare = replace(spec, processes=tuple(replace(process, files={}) for process in spec.processes))
     line = "\n".join(shell_commands(bare).values())
-    read, model = launcher.parse_command(line)
+    in_files = any(process.files for process in spec.processes)
+    try:
+        read, model = launcher.parse_command(line)
+    except ValueError as unread:
+        # Words that only a file explains: refused rather than guessed.
+        assert in_files, unread
+        assert "not seen here" in str(unread)
+        return
     assert read.engine == config.engine
     if launcher.traits.executable != "docker":
         assert model == (config.checkpoint or "some/model")
     said, asked = _meaning(read), _meaning(config)
     assert {word: value for word, value in said.items() if word in asked and asked[word] != value} == {}
-    if not any(process.files for process in spec.processes):  # what stands in a file is on no command line
+    if not in_files:  # what stands in a file is on no command line
         assert [word for word in asked if word not in said and not _is_idle(asked[word])] == []
 
 
