@@ -251,9 +251,9 @@ def test_a_command_line_reads_back_as_what_it_was_written_from(name: str, data: 
         read, model = launcher.parse_command(line)
     except ValueError as unread:
         # Words that only a file explains: refused rather than guessed.
-        assert in_files, unread
-        assert "not seen here" in str(unread)
-        return
+        if in_files and "not seen here" in str(unread):
+            return
+        raise
     assert read.engine == config.engine
     if launcher.traits.executable != "docker":
         assert model == (config.checkpoint or "some/model")
