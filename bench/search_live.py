@@ -1,6 +1,6 @@
 """Live searches on the real engine, ours beside random search and TPE, each on the same wall-clock budget.
 
-    python bench/search_live.py [--minutes 7] [--seeds 2]     # six searches, then their winners: an hour
+    python bench/search_live.py [--minutes 12] [--seeds 2]    # six searches, then their winners: 100 minutes
 
 Every search begins with the defaults, launches vLLM on CPU in the space of ``bench/real_table.py``, and knows
 nothing of the table. Points that the rules refuse on paper cost none of them a launch. Then each search's
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=7.0)
+    parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--seeds", type=int, default=2)
     args = parser.parse_args()
     study = study_of("dense")
@@ -103,6 +103,7 @@ def main() -> None:
             for method, sampler in METHODS.items():
                 own = study.model_copy(update={"seed": seed, "sampler": sampler})
                 found[f"{method} {seed}"] = searched(own, launcher, setting, 60 * args.minutes)
+                keep(report(args.minutes, found, {}, {}))  # what an interruption must not lose
                 print(f"{method} {seed}: {len(found[f'{method} {seed}'])} launches", flush=True)
         chosen = {name: winners(made, slas) for name, made in found.items()}
         again: dict[str, list[Mapping[str, float]]] = {}
@@ -116,9 +117,14 @@ def main() -> None:
         key: {sla: float(np.mean([m[sla] for m in measured])) for sla in slas}
         for key, measured in again.items()
     }
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(json.dumps(report(args.minutes, found, chosen, truth), indent=1) + "\n")
+    keep(report(args.minutes, found, chosen, truth))
     show(chosen, truth, found, slas)
+
+
+def keep(told: Mapping[str, Any]) -> None:
+    """Write what is known so far."""
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(json.dumps(told, indent=1) + "\n")
 
 
 def report(
