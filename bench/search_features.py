@@ -108,15 +108,21 @@ def _hardware(name: str) -> list[float]:
     return [peak.memory_gb, peak.memory_gb_s, peak.peak_flops(8), peak.peak_flops(4), chip.all_in_kw]
 
 
-def resemblance(problem: Problem) -> tuple[Floats, Floats]:
-    """Coordinates of every candidate, [candidates, coordinates], and how much a step of each sets apart."""
+def resemblance(problem: Problem) -> Floats:
+    """How alike candidates are, 1 to 0: an exponential kernel of their weighted distances, [n, n]."""
     places = sorted({str(c.knobs["hardware"]) for c in problem.candidates})
-    rows = [
-        [*(float(c.knobs["hardware"] == h) for h in places), *_coordinates(c.knobs)]
-        for c in problem.candidates
-    ]
+    features = np.array(
+        [
+            [*(float(c.knobs["hardware"] == h) for h in places), *_coordinates(c.knobs)]
+            for c in problem.candidates
+        ]
+    )
     weights = [0.7] * len(places) + [weight for _, weight in _COORDINATES]
-    return np.array(rows), np.array(weights)
+    distance = np.zeros((len(features), len(features)))
+    for column, weight in zip(features.T, weights, strict=True):
+        distance += weight * np.abs(column[:, None] - column[None, :])
+    alike: Floats = np.exp(-distance)
+    return alike
 
 
 def _coordinates(knobs: Mapping[str, float | str]) -> list[float]:

@@ -12,7 +12,6 @@ from search_tables import Problem
 
 from autotune.domain.search.choosing import Foresight, Launch, next_point
 from autotune.domain.search.likeness import Likeness
-from autotune.domain.search.surrogate import similarity
 
 
 class Autotune:
@@ -20,7 +19,7 @@ class Autotune:
 
     def __init__(self, problems: Sequence[Problem], priors: Sequence[Foresight]) -> None:
         self._problems, self._foresights = problems, [{"prior": prior} for prior in priors]
-        alike = similarity(*resemblance(problems[0]))
+        alike = resemblance(problems[0])
         self._alike = Likeness(alike, alike)
 
     def choose(self, seen: Sequence[Seen]) -> int:

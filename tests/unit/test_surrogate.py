@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from autotune.domain.search.surrogate import Beliefs, condition, similarity
+from autotune.domain.search.surrogate import Beliefs, condition
 
-FEATURES = np.array([[0.0], [0.1], [5.0]])
+ALIKE = np.exp(-np.abs(np.subtract.outer([0.0, 0.1, 5.0], [0.0, 0.1, 5.0])))
 PRIOR = np.array([0.0, -0.1, -0.2])
 SEEN, NOISE = np.array([0]), np.array([0.02])
 
 
 def covariance(*, offset: float = 1.0, spread: float = 0.5) -> np.ndarray:
     beliefs = Beliefs(offset=offset, spread=spread, own=0.1, noise=0.02)
-    return beliefs.covariance(similarity(FEATURES, np.array([1.0])))
+    return beliefs.covariance(ALIKE)
 
 
 def test_nothing_seen_leaves_the_forecast() -> None:

@@ -71,15 +71,6 @@ class Naming:
         """The configuration at some parameters; what they do not decide is as in the engine's base."""
         return self.branch(params).config_at({self.word(n): v for n, v in params.items() if n != ENGINE})
 
-    def applies(self, parameter: str, before: Mapping[str, Any]) -> bool:
-        """Whether a parameter is decided at all, given those before it."""
-        engine, _, word = parameter.rpartition("/")
-        if parameter == ENGINE or (engine and before.get(ENGINE) != engine):
-            return parameter == ENGINE
-        words = {self.word(name): value for name, value in before.items()}
-        branch = self.branch(before)
-        return word not in branch.space.dimensions or branch.space.applies(word, words)
-
 
 class OptunaSearch:
     """Asks an Optuna study for points of the spaces, and never gives out one twice."""

@@ -57,11 +57,3 @@ def condition(
         mean + gain @ (observed - mean[seen]),
         covariance - gain @ covariance[seen],
     )
-
-
-def similarity(features: Floats, weights: Floats) -> Floats:
-    """How alike candidates are, 1 to 0: an exponential kernel of their weighted distances, [n, n]."""
-    distance = np.zeros((len(features), len(features)))
-    for column, weight in zip(features.T, weights, strict=True):
-        distance += weight * np.abs(column[:, None] - column[None, :])
-    return np.exp(-distance)
