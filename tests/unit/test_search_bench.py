@@ -90,7 +90,9 @@ def test_every_replay_ends_at_the_best_and_repeats_itself(tmp_path: Path) -> Non
     flat = ByObjective(np.zeros(14), relative=True)
     for make in (lambda: Autotune([problem], [flat]), lambda: ForestWithImprovement(problem, 0)):
         assert replay(problem, make(), 0) == replay(problem, make(), 0)
-    assert resemblance(problem)[0].shape[1] == len(resemblance(problem)[1])
+    alike = resemblance(problem)
+    assert (alike.diagonal() == 1).all()
+    assert (alike == alike.T).all()
 
 
 def llama() -> dict[str, object]:
