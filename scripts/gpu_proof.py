@@ -61,7 +61,7 @@ def study_of(model: Path, *, rehearse: bool) -> dict[str, Any]:
     study |= {"name": f"{study['name']}-{model.name}", "model": str(model)}
     if rehearse:
         (engine,) = study["engines"]
-        del engine["args"], study["space"]["dimensions"]["eager"], study["hardware"]
+        del engine["args"], study["space"]["dimensions"]["graph_capture"], study["hardware"]
         engine["fixed"] = {"context_length": 2048, "eager": True}  # the CPU build captures no graphs
         study["workloads"][0]["input_tokens"]["high"] = 1024
         study["budget"] = {"launches": 5, "wall_time": "6m"}
