@@ -268,7 +268,7 @@ def test_two_engines_at_once_are_two_trials_and_leave_nothing(
     del study["try_first"]
     study |= {"at_once": 2, "space": {"dimensions": {"max_num_seqs": ["default", 2, 4, 8]}}}
     study |= {"fill_node": True, "hardware": {"cpus": 2}}
-    study["budget"]["launches"] = 5  # the defaults, these two, and finals
+    study["budget"]["launches"] = 6
     YAML().dump(study, folder / "small.yaml")
     with started(folder, engine) as process:
         wait_for(process, "trial 1: loading", "trial 2: loading")
