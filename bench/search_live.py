@@ -68,10 +68,11 @@ def searched(study: StudySpec, launcher: Launcher, setting: Setting, budget_s: f
             except InfeasibleConfigError:
                 record = None
             if record is not None:
-                objectives = objectives_of(study, record)
-                longest_s = max(longest_s, time.monotonic() - launch_began_s)
+                objectives, took_s = objectives_of(study, record), time.monotonic() - launch_began_s
+                longest_s = max(longest_s, took_s)
                 made.append(Launched(suggestion.config, time.monotonic() - began_s, objectives))
-                outcome = Outcome(objectives=tuple(objectives.values()), feasible=record.failure is None)
+                feasible = record.failure is None
+                outcome = Outcome(objectives=(*objectives.values(),), feasible=feasible, seconds=took_s)
         search.tell(suggestion.number, outcome)
         suggestion = search.ask()
     return made

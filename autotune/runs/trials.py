@@ -183,6 +183,7 @@ def outcome_of(row: TrialRow, study: StudySpec, record: LaunchRecord | None = No
         objectives=tuple(row.objectives.get(sla.name, 0.0) for sla in study.slas),
         feasible=row.state not in {TrialState.INFEASIBLE, TrialState.REJECTED},
         scored=row.state in {TrialState.MEASURED, TrialState.INFEASIBLE, TrialState.REJECTED},
+        seconds=row.total_s or None,
         levels={place: each for place, each in levels.items() if each is not None},
     )
 

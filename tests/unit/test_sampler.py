@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,17 @@ from hypothesis import strategies as st
 
 from autotune.adapters.search.sampler import (
     LEVELS_ATTR,
+    SECONDS_ATTR,
     SurrogateSampler,
     levels_as_json,
     levels_of,
 )
-from autotune.adapters.search.study import Naming
+from autotune.adapters.search.study import Naming, OptunaSearch
 from autotune.domain.configs.config import EngineConfig
 from autotune.domain.configs.space import Branch, SearchSpace
-from autotune.domain.search.choosing import Launch, next_point
+from autotune.domain.search.choosing import Launch, likely_seconds, next_point
 from autotune.domain.search.curves import SeenLevels
+from autotune.domain.studies.ports import Outcome
 
 
 def study_of(sampler: SurrogateSampler, *, objectives: int = 1) -> optuna.Study:
@@ -128,3 +131,24 @@ def test_the_first_suggestions_need_no_model(trials: int) -> None:
     study = study_of(SurrogateSampler(seed=0))
     study.optimize(conditional, n_trials=trials + 1)
     assert len(study.trials) == trials + 1
+
+
+def test_of_points_that_promise_the_same_the_quicker_launch_is_next() -> None:
+    points = [{"a": a, "b": b} for a in ("x", "y", "z") for b in ("p", "q")]
+    with_p, with_q = (Launch(index=k, objectives=(1.0,), seconds=60.0) for k in (0, 1))
+    for slow, quick in ((with_q, "p"), (with_p, "q")):
+        launches = [replace(each, seconds=600.0) if each is slow else each for each in (with_p, with_q)]
+        assert points[next_point(points, launches, [{}], among=[2, 3])]["b"] == quick
+    # What failed at once says nothing of how long one that runs takes.
+    died = [with_p, Launch(index=1, objectives=(0.0,), runs=False, seconds=1.0)]
+    assert likely_seconds(died, np.eye(6)) == pytest.approx(np.full(6, 60.0))
+
+
+def test_how_long_a_launch_took_is_kept_with_its_trial() -> None:
+    space = SearchSpace.model_validate({"dimensions": {"eager": [False, True]}})
+    study = study_of(SurrogateSampler(seed=0))
+    search = OptunaSearch(study, [Branch(EngineConfig(engine="vllm"), space)], known={})
+    suggestion = search.ask()
+    assert suggestion is not None
+    search.tell(suggestion.number, Outcome(objectives=(1.0,), seconds=42.0))
+    assert study.trials[0].user_attrs[SECONDS_ATTR] == 42.0

@@ -33,12 +33,14 @@ Applies = Callable[[str, Params], bool]
 Points = Callable[[Sequence[Params]], Sequence[Params]]
 """Points to choose among, given the best so far of each objective."""
 Costs = Callable[[Sequence[Params]], Floats]
-"""What a launch of each point costs, in any unit."""
+"""What a second of each point's launch costs, in any unit."""
 Foresee = Callable[[Sequence[Params]], Sequence[Mapping[str, Foresight]]]
 """What priors say of points: for each objective, by the prior's name."""
 
 LEVELS_ATTR = "levels"
 """Trial attribute: what load levels showed, by objective."""
+SECONDS_ATTR = "seconds"
+"""Trial attribute: how long its launch took."""
 
 RANDOM_POINTS, NEIGHBOURS = 300, 150
 
@@ -111,6 +113,7 @@ class SurrogateSampler(BaseSampler):
                 objectives=tuple(own),
                 runs=all(value <= 0 for value in (trial.constraints or {}).values()),
                 levels=levels_of(trial),
+                seconds=trial.user_attrs.get(SECONDS_ATTR),
             )
             for trial, own in zip(past, worth, strict=True)
         ]

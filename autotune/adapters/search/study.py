@@ -14,7 +14,7 @@ from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from autotune.adapters.search.sampler import LEVELS_ATTR, levels_as_json
+from autotune.adapters.search.sampler import LEVELS_ATTR, SECONDS_ATTR, levels_as_json
 from autotune.domain.configs.config import EngineConfig, Value
 from autotune.domain.configs.space import Branch, IntRange
 from autotune.domain.studies.ports import NOT_JUDGED, Outcome, Suggestion
@@ -128,6 +128,8 @@ class OptunaSearch:
             self._study.tell(trial, state=TrialState.FAIL)
             return
         trial.set_constraint(FEASIBILITY, -1.0 if outcome.feasible else 1.0)
+        if outcome.seconds is not None:
+            trial.set_user_attr(SECONDS_ATTR, outcome.seconds)
         if outcome.levels:
             trial.set_user_attr(LEVELS_ATTR, levels_as_json(outcome.levels))
         self._study.tell(trial, list(outcome.objectives))

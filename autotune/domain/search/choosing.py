@@ -33,6 +33,8 @@ OFF = Beliefs(offset=0.6, spread=0.4, own=0.15, noise=0.05)
 """Of the errors of priors, of their curves or of the objective that they foresee."""
 RELATIVE = Beliefs(offset=20.0, spread=0.6, own=0.1, noise=0.05)
 """Of those that know it only up to a factor, whatever that is."""
+SECONDS = Beliefs(offset=0.1, spread=0.5, own=0.1, noise=0.2)
+"""Of the logarithms of the seconds that launches took, about their median."""
 MISS, MISS_NOISE = 0.7, 0.7
 """How far below what was foreseen, or below the least seen, a launch counts that missed its SLA."""
 UNMET_GAIN = 2.0
@@ -49,12 +51,13 @@ LIKELY = 0.5
 class Launch:
     """A launch of the point at ``index``: an objective for each SLA (0: missed), and what its levels showed.
 
-    ``levels`` are by the SLA's place, without those of which no level was seen.
+    ``levels`` are by the SLA's place, without those of which no level was seen; ``seconds`` is what it took.
     """
 
     index: int
     objectives: tuple[float, ...]
     runs: bool = True
+    seconds: float | None = None
     levels: Mapping[int, SeenLevels] = field(default_factory=dict)
 
 
@@ -132,8 +135,9 @@ def next_point(
 ) -> int:
     """The point ``among`` some, by index, to launch next; ``foresights`` are those of each SLA, by name.
 
-    It is of the SLA with the most to gain, by what its launch costs where there are ``costs`` [points].
-    ``alike`` is how alike points are, if not by their words. Raises ValueError if there is nothing to choose.
+    It is of the SLA with the most to gain for the seconds that its launch will likely take, and for what a
+    second costs where there are ``costs`` [points]. ``alike`` is how alike points are, if not by their
+    words. Raises ValueError if there is nothing to choose.
     """
     alike, left = alike or likeness(points), np.array(among, dtype=np.int64)
     ran, failed = ([one.index for one in launches if one.runs is runs] for runs in (True, False))
@@ -143,9 +147,31 @@ def next_point(
         return int(left[np.argmax(chances[left])])
     departures = np.array([sum(value != DEFAULT for value in point.values()) for point in points])
     merits = np.log(np.maximum(chances, 1e-9)) - DEPARTURE * departures
-    picks = [_pick(launches, sla, known, alike.whole, likely, merits) for sla, known in enumerate(foresights)]
-    _, chosen = max(picks, key=lambda pick: pick[0] / (1.0 if costs is None else costs[pick[1]]))
+    prices = likely_seconds(launches, alike.whole) * (1.0 if costs is None else costs)
+    choice = _Choice(likely, merits, prices)
+    picks = [_pick(launches, sla, known, alike.whole, choice) for sla, known in enumerate(foresights)]
+    _, chosen = max(picks, key=lambda pick: pick[0] / prices[pick[1]])
     return chosen
+
+
+def likely_seconds(launches: Sequence[Launch], alike: Floats) -> Floats:
+    """How long a launch of each point will likely take, [points], by those that ran; 1 where none tells."""
+    told = [(one.index, math.log(one.seconds)) for one in launches if one.runs and one.seconds]
+    at, seconds = np.array([index for index, _ in told], dtype=np.int64), np.array([s for _, s in told])
+    usual = float(np.median(seconds)) if told else 0.0
+    zeros, noise = np.zeros(len(alike)), np.full(len(told), SECONDS.noise)
+    off = condition(zeros, SECONDS.covariance(alike), at, seconds - usual, noise).mean
+    likely: Floats = np.exp(usual + off)
+    return likely
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """Which points there are to choose among; of all, what is added to values, and what a launch costs."""
+
+    left: NDArray[np.int64]
+    merits: Floats
+    prices: Floats
 
 
 def _pick(
@@ -153,10 +179,13 @@ def _pick(
     sla: int,
     foresights: Mapping[str, Foresight],
     alike: Floats,
-    left: NDArray[np.int64],
-    merits: Floats,
+    choice: _Choice,
 ) -> tuple[float, int]:
-    """The point for one SLA, and the gain expected of it, as a logarithm; ``merits`` are added to values."""
+    """The point for one SLA, and the gain expected of it, as a logarithm.
+
+    Prices decide between points to explore; the one that is foreseen to be best is worth its launch.
+    """
+    left, merits = choice.left, choice.merits
     best = max((one.objectives[sla] for one in launches), default=0.0)
     unmet_gain = UNMET_GAIN / (1 + sum(one.runs for one in launches))
     foreseen = _foreseen(launches, sla, foresights, alike)
@@ -167,7 +196,7 @@ def _pick(
         if np.isfinite(expected[place]) and gain > 0:
             return float(gain), int(left[place])
     improvement = (_improvement(launches, sla, foreseen if best else None, alike) * np.exp(merits))[left]
-    place = int(np.argmax(improvement))
+    place = int(np.argmax(improvement / choice.prices[left]))
     return float(improvement[place]) if best else unmet_gain, int(left[place])
 
 

@@ -271,12 +271,14 @@ class Outcome:
     """One objective per SLA (0 for what was missed); ``feasible`` is false only for what cannot run.
 
     ``scored`` is false for what was not judged at all (bench failures): no sampler learns from it.
-    ``levels`` are what load levels showed, by the SLA's place.
+    ``levels`` are what load levels showed, by the SLA's place; ``seconds`` is what the launch took, None
+    where nothing was started.
     """
 
     objectives: tuple[float, ...]
     feasible: bool = True
     scored: bool = True
+    seconds: float | None = None
     levels: Mapping[int, SeenLevels] = field(default_factory=dict)
 
 
