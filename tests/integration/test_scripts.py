@@ -40,7 +40,8 @@ def test_the_meters_of_a_gpu_are_compared_in_windows_of_several_lengths(tmp_path
         assert 400 <= found[load]["mean_w"] <= 480
         assert found[load]["power_changes_every_s"] == pytest.approx(0.1, abs=0.02)
         for row in found[load]["windows"]:
-            assert row["verdict"] == "consistent"
+            # A machine that is busy elsewhere may leave the meter unread for a while, and is told of.
+            assert all(reason.startswith("gap:") for reason in row["reasons"])
             assert row["counted_j"] == pytest.approx(row["integrated_j"], rel=0.05)
 
 
