@@ -186,18 +186,14 @@ class _Launch:
         task, bench = self._task, self._bench
         with ExitStack() as stack:
             owner = f"study {task.study.name}, trial {task.number}"
-            devices = stack.enter_context(
-                bench.inventory.lease(
-                    bench.hardware, task.config.devices, owner, group=task.config.widest_tensor_parallel
-                )
-            )
+            devices = stack.enter_context(self._lease(bench, owner))
             self._devices = devices
             self._look_over(devices)
             # First in, last out: what the engine leaves behind is seen when it is gone.
             stack.callback(self._look_again, devices)
             # Put back when the engine is gone, and before its node is looked at again.
             settings = stack.enter_context(ExitStack())
-            settings.enter_context(self._settings(task.config))
+            settings.enter_context(self._settings(task.config, devices))
             self._phase(Phase.STARTING)
             if self._beside:
                 self._sink(Notice(f"trial {task.number} fills the node: {1 + len(self._beside)} engines"))
@@ -244,9 +240,7 @@ class _Launch:
         workdir = task.workdir / f"copy-{number}"
         workdir.mkdir(parents=True, exist_ok=True)
         with (
-            bench.inventory.lease(
-                bench.hardware, task.config.devices, owner, group=task.config.widest_tensor_parallel
-            ) as devices,
+            self._lease(bench, owner) as devices,
             self._settings(task.config, devices),
             bench.host.serving(
                 self._spec(devices),
@@ -257,11 +251,16 @@ class _Launch:
         ):
             yield engine
 
-    def _settings(
-        self, config: EngineConfig, devices: tuple[Device, ...] = ()
-    ) -> AbstractContextManager[None]:
+    def _lease(self, bench: Bench, owner: str) -> AbstractContextManager[tuple[Device, ...]]:
+        """Devices for one engine of the configuration."""
+        config = self._task.config
+        return bench.inventory.lease(
+            bench.hardware, config.devices, owner, group=config.widest_tensor_parallel
+        )
+
+    def _settings(self, config: EngineConfig, devices: tuple[Device, ...]) -> AbstractContextManager[None]:
         return self._bench.settings(
-            devices or self._devices,
+            devices,
             allowed=self._task.study.hardware_asked.allow,
             power_limit_w=config.power_limit_w,
             graphics_clock_mhz=config.graphics_clock_mhz,
@@ -273,7 +272,7 @@ class _Launch:
         """Measure the running engine under other settings; returns whether it still runs."""
         began_s = time.monotonic()
         try:
-            settings.enter_context(self._settings(variant))
+            settings.enter_context(self._settings(variant, self._devices))
         except InfeasibleConfigError as refused:
             self._sink(Notice(f"trial {number}: {refused}"))
             return True

@@ -6,7 +6,6 @@ fetches, so that mirrors and certificates are those that it is configured with.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -278,7 +277,7 @@ def _written(bundle: unpacking.Bundle, wheels: Path, piece_bytes: int) -> Packed
     (folder / unpacking.MANIFEST).write_text(text, encoding="utf-8")
     shutil.copyfile(unpacking.__file__, folder / unpacking.SCRIPT)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    sums = [f"{_sha256(folder / name)}  {name}\n" for name in sizes]
+    sums = [f"{unpacking.sha256_of(folder / name)}  {name}\n" for name in sizes]
     (folder / unpacking.SUMS).write_text("".join(sums), encoding="utf-8")
     return Packed(
         bundle=bundle,
@@ -317,8 +316,3 @@ class _Pieces(io.RawIOBase):
     def _end(self) -> None:
         if self._file is not None:
             self._file.close()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -121,12 +121,17 @@ def _check_sums(folder: Path) -> None:
         raise BundleError(f"no bundle: {error}", f"name its folder, with {SUMS} in it") from error
     for wanted, name in (line.split("  ", 1) for line in lines):
         try:
-            with (folder / name).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
+            found = sha256_of(folder / name)
         except OSError as error:
             raise BundleError(f"{name} has not arrived: {error}", "copy it here") from error
         if found != wanted:
             raise BundleError(f"{name} is damaged: its SHA-256 is not that of {SUMS}", "copy it again")
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256 in hexadecimal, as ``sha256sum`` writes it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unpack(folder: Path, into: Path) -> None:
