@@ -92,7 +92,7 @@ bench-search: $(INSTALLED_DEV) ## searches replayed on recorded tables: TABLES, 
 bench-search-real: $(INSTALLED) ## ours, TPE and random search on a table of 40 real launches of vLLM on CPU
 	@$(BIN)/python bench/search_real.py
 
-bench-search-live: engine .models/tiny-dense/config.json ## the same three searching live, on the same time each: 100 minutes
+bench-search-live: engine .models/tiny-dense/config.json ## the same three searching live, on the same time each: 90 minutes
 	@$(BIN)/python bench/search_live.py
 
 bench-search-cost: $(INSTALLED) ## how long a suggestion takes at 500 trials and 20 dimensions

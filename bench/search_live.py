@@ -1,9 +1,9 @@
 """Live searches on the real engine, ours beside random search and TPE, each on the same wall-clock budget.
 
-    python bench/search_live.py [--minutes 12] [--seeds 2]    # six searches, then their winners: 100 minutes
+    python bench/search_live.py [--minutes 10] [--seeds 2]    # six searches, then their winners: 90 minutes
 
 Every search begins with the defaults, launches vLLM on CPU in the space of ``bench/real_table.py``, and knows
-nothing of the table. Points that the rules refuse on paper cost none of them a launch. Then each search's
+nothing of the table; ours has the priors of any first study, the roofline. Points that the rules refuse on paper cost none of them a launch. Then each search's
 winner for each SLA is launched again, twice, in turns and with other requests: that figure counts. Searches
 and winners go to ``bench/data/vllm_cpu_live.json``; nothing else should run on the machine.
 """
@@ -30,9 +30,13 @@ from autotune.adapters.search.study import OptunaSearch, open_study
 from autotune.domain.basics.errors import InfeasibleConfigError
 from autotune.domain.configs.config import EngineConfig
 from autotune.domain.studies.feasibility import Setting, why_infeasible
-from autotune.domain.studies.ports import Outcome
+from autotune.domain.studies.ports import Outcome, Suggestion
 from autotune.domain.studies.study import StudySpec
+from autotune.runs.launch import Bench
 from autotune.runs.priors import Priors
+from autotune.wiring.bench import basis_for
+from autotune.wiring.priors import Ground, priors_of
+from autotune.wiring.store import open_store
 from autotune.wiring.studies import sampler_for
 
 OUT = ROOT / "bench" / "data" / "vllm_cpu_live.json"
@@ -49,17 +53,19 @@ class Launched:
     objectives: Mapping[str, float]
 
 
-def searched(study: StudySpec, launcher: Launcher, setting: Setting, budget_s: float) -> list[Launched]:
+def searched(
+    study: StudySpec, launcher: Launcher, setting: Setting, priors: Priors, budget_s: float
+) -> list[Launched]:
     """Search until another launch, as long as the longest so far, would not end in time."""
     slas = [sla.name for sla in study.slas]
-    sampler = sampler_for(study, setting, Priors({}, slas))
+    sampler = sampler_for(study, setting, priors)
     storage = optuna.storages.InMemoryStorage()
     search = OptunaSearch(
         open_study(study.name, storage, slas=slas, sampler=sampler), study.branches, known={}
     )
     began_s, longest_s = time.monotonic(), 0.0
     made: list[Launched] = []
-    suggestion = search.begin(study.default_config())
+    suggestion: Suggestion | None = search.begin(study.default_config())
     while suggestion is not None and time.monotonic() - began_s + longest_s < budget_s:
         outcome, launch_began_s = Outcome(objectives=(0.0,) * len(slas), feasible=False), time.monotonic()
         if why_infeasible(suggestion.config, setting) is None:
@@ -78,6 +84,19 @@ def searched(study: StudySpec, launcher: Launcher, setting: Setting, budget_s: f
     return made
 
 
+def priors_here(study: StudySpec, bench: Bench, setting: Setting, folder: Path) -> Priors:
+    """Those that a first study on this machine has."""
+    ground = Ground(
+        study=study,
+        setting=setting,
+        basis=basis_for(study, bench.environment.kind),
+        plan=bench.plan,
+        store=open_store(f"sqlite:///{folder}/studies.db"),
+        executables=(bench.environment.executable,),
+    )
+    return priors_of(ground, lambda event: print(event, flush=True))
+
+
 def winners(made: Sequence[Launched], slas: Sequence[str]) -> dict[str, EngineConfig]:
     """The best of a search for each SLA that one met."""
     best = {sla: max(made, key=lambda one, s=sla: one.objectives[s]) for sla in slas}  # type: ignore[misc]
@@ -88,7 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--minutes", type=float, default=12.0)
+    parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seeds", type=int, default=2)
     args = parser.parse_args()
     study = study_of("dense")
@@ -100,10 +119,11 @@ def main() -> None:
     ):
         setting = wiring.setting_for(study, wiring.hardware_for(study, benches["vllm"].environment.kind))
         launcher = Launcher(study, benches["vllm"], Path(folder))
+        priors = priors_here(study, benches["vllm"], setting, Path(folder))
         for seed in range(args.seeds):
             for method, sampler in METHODS.items():
                 own = study.model_copy(update={"seed": seed, "sampler": sampler})
-                found[f"{method} {seed}"] = searched(own, launcher, setting, 60 * args.minutes)
+                found[f"{method} {seed}"] = searched(own, launcher, setting, priors, 60 * args.minutes)
                 keep(report(args.minutes, found, {}, {}))  # what an interruption must not lose
                 print(f"{method} {seed}: {len(found[f'{method} {seed}'])} launches", flush=True)
         chosen = {name: winners(made, slas) for name, made in found.items()}

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 
 from autotune.adapters.devices.accelerators import read_accelerators
+from autotune.adapters.engines.core_peaks import core_peaks
+from autotune.adapters.engines.environments import interpreter_of
 from autotune.adapters.search.aiconfigurator import SYSTEMS, AiconfiguratorPrior, estimator, knows
 from autotune.adapters.search.earlier_studies import earlier_studies
 from autotune.domain.basics.errors import InputError
 from autotune.domain.hardware.hardware import DeviceKind
 from autotune.domain.load.level import Level
 from autotune.domain.measuring.power import PowerBasis
-from autotune.domain.search.roofline_prior import Promise, RooflinePrior
+from autotune.domain.search.roofline_prior import Footing, Promise, RooflinePrior
 from autotune.domain.search.transfer import Task, TransferPrior
 from autotune.domain.studies.events import Notice
 from autotune.domain.studies.feasibility import Setting
@@ -29,13 +32,17 @@ _SAMPLE_RPS, _SAMPLE_S = 2.0, 200.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """What priors of a study stand on: ``basis`` is the power that ranks, ``plan`` what requests are like."""
+    """What priors of a study stand on: ``basis`` is the power that ranks, ``plan`` what requests are like.
+
+    ``executables`` are those of its engines.
+    """
 
     study: StudySpec
     setting: Setting
     basis: PowerBasis
     plan: Planner
     store: Store
+    executables: tuple[Path, ...] = ()
 
     @property
     def device(self) -> str:
@@ -58,21 +65,34 @@ def priors_of(ground: Ground, sink: EventSink) -> Priors:
 
 
 def _roofline(ground: Ground) -> Prior | str:
-    setting, study = ground.setting, ground.study
-    if setting.hardware.kind is DeviceKind.CPU:
-        return "no peaks are kept of CPUs; earlier studies and the engine's defaults come first"
+    shape, study = ground.setting.model, ground.study
+    if shape is None:
+        return f"the config.json of {study.model} is not at hand"
+    on_cores = ground.setting.hardware.kind is DeviceKind.CPU
+    footing = _on_cores(ground) if on_cores else _on_accelerators(ground)
+    if isinstance(footing, str):
+        return footing
+    asked = promises(study, ground.plan)
+    return RooflinePrior(shape, footing, asked, headroom=study.measurement.headroom)
+
+
+def _on_accelerators(ground: Ground) -> Footing | str:
     accelerator = read_accelerators().find(ground.device)
     if accelerator is None or accelerator.performance is None:
         return f"no peaks are known of {ground.device!r}"
-    if setting.model is None:
-        return f"the config.json of {study.model} is not at hand"
-    return RooflinePrior(
-        setting.model,
-        accelerator,
-        promises(study, ground.plan),
-        basis=ground.basis,
-        headroom=study.measurement.headroom,
-    )
+    return Footing.of_accelerators(accelerator, accelerator.performance, ground.basis)
+
+
+def _on_cores(ground: Ground) -> Footing | str:
+    if ground.basis.ranks:
+        return "nothing is foreseen of the watts of cores"
+    interpreters = (interpreter_of(path) for path in ground.executables if path.is_absolute())
+    interpreter = next((found for found in interpreters if found is not None), None)
+    if interpreter is None:
+        return "no engine of this machine is there to measure a core with"
+    cores = ground.setting.hardware.devices
+    peaks = core_peaks(interpreter, sum(core.memory_bytes for core in cores) / 1e9)
+    return peaks if isinstance(peaks, str) else Footing.of_cores(peaks, len(cores))
 
 
 def _aiconfigurator(ground: Ground) -> Prior | str:

@@ -189,7 +189,14 @@ def _study_run(
     basis = basis_for(study, bench.environment.kind)
     rows = settle_interrupted(store.catalog, study.name)
     setting = setting_for(study, bench.hardware)
-    ground = Ground(study=study, setting=setting, basis=basis, plan=bench.plan, store=store)
+    ground = Ground(
+        study=study,
+        setting=setting,
+        basis=basis,
+        plan=bench.plan,
+        store=store,
+        executables=tuple(each.environment.executable for each in benches.values()),
+    )
 
     free: SimpleQueue[Mapping[str, Bench]] = SimpleQueue()
     for lane in lanes:

@@ -155,7 +155,7 @@ class EngineEnvironments:
         how many of how many are answered. Raises InputError when the engine does not answer.
         """
         traits = launcher.traits
-        interpreter = _interpreter(environment.executable)
+        interpreter = interpreter_of(environment.executable)
         if not traits.config_probe or interpreter is None:
             return (None,) * len(commands)
         question = json.dumps([traits.config_probe, env or {}], sort_keys=True)
@@ -172,7 +172,7 @@ class EngineEnvironments:
 
     def _environment(self, traits: LauncherTraits, at: Path | None, *, fresh: bool) -> EngineEnvironment:
         executable = self._locate(traits, at)
-        interpreter = _interpreter(executable)
+        interpreter = interpreter_of(executable)
         if interpreter is None:
             looked_for = executable.parent / "python"
             raise _no_engine(traits, f"{executable} is there, but not its interpreter {looked_for}")
@@ -222,7 +222,7 @@ def _no_engine(traits: LauncherTraits, what: str) -> InputError:
     return InputError(InputProblem(f"engine {name}", what, remedy))
 
 
-def _interpreter(executable: Path) -> Path | None:
+def interpreter_of(executable: Path) -> Path | None:
     """The Python beside a command, or the one its first line names where both are not in one ``bin``."""
     beside = executable.parent / "python"
     if beside.is_file():

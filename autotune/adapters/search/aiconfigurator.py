@@ -18,7 +18,7 @@ from autotune.domain.hardware.accelerators import Accelerator
 from autotune.domain.measuring.power import PowerBasis
 from autotune.domain.models.model import ModelShape
 from autotune.domain.search.forecast import Forecast
-from autotune.domain.search.prior import Expected, NotCovered, Prediction, within
+from autotune.domain.search.prior import Expected, NotCovered, Prediction, objective_of, within
 from autotune.domain.search.roofline_prior import Promise
 
 SOURCE = "aiconfigurator"
@@ -116,7 +116,7 @@ class AiconfiguratorPrior:
                     best = at
             if best is not None:
                 expected[promise.sla.name] = best
-            objectives[promise.sla.name] = self._objective(best)
+            objectives[promise.sla.name] = objective_of(best)
         return Prediction(source=SOURCE, objectives=objectives, expected=expected)
 
     def _batches(self, config: EngineConfig) -> tuple[int, ...]:
@@ -174,7 +174,7 @@ class AiconfiguratorPrior:
         return Expected(
             rate_rps=forecast.output_tok_s / promise.output_tokens,
             goodput_tok_per_s=forecast.output_tok_s,
-            power_w=self._power_w(seen) * devices,
+            power_w=self._power_w(seen) * devices if self._basis.ranks else None,
             ttft_s=ttft_s,
             tpot_s=tpot_s,
         )
@@ -183,8 +183,3 @@ class AiconfiguratorPrior:
         if self._basis is PowerBasis.PROVISIONED:
             return self._accelerator.all_in_kw * 1e3
         return seen.power_w or self._accelerator.tdp_w
-
-    def _objective(self, expected: Expected | None) -> float:
-        if expected is None:
-            return 0.0
-        return expected.goodput_tok_per_s / (expected.power_w if self._basis.ranks else 1.0)

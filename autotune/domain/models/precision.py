@@ -90,7 +90,7 @@ _MIXED = frozenset({"mxfp4", "gpt_oss_mxfp4"})
 
 
 def compute_bits(model: ModelShape, quantization: str | None, bits: float) -> int:
-    """Bits of the operands, 4, 8 or 16, of products with weights of so many bits, scales included.
+    """Bits of the operands, 4, 8, 16 or 32, of products with weights of so many bits, scales included.
 
     Formats that quantise weights alone compute in 16 bits.
     """
@@ -99,7 +99,7 @@ def compute_bits(model: ModelShape, quantization: str | None, bits: float) -> in
     if method in _WEIGHT_ONLY:
         return 16
     widths = (8, 16) if method in _MIXED else (4, 8, 16)
-    return next((width for width in widths if bits < width + 1), 16)
+    return next((width for width in widths if bits < width + 1), 32)
 
 
 def kv_bits(model: ModelShape, kv_cache_dtype: str | None, dtype: str | None) -> tuple[float, float]:

@@ -29,14 +29,25 @@ _MOST_IN_FLIGHT = 4096.0
 class Expected:
     """Where a configuration is thought to operate for an SLA: tok/s of all its devices, seconds, watts.
 
-    ``rate_rps`` is the capacity, the highest load that keeps the SLA.
+    ``rate_rps`` is the capacity, the highest load that keeps the SLA; ``power_w`` is None where no watts
+    rank.
     """
 
     rate_rps: float
     goodput_tok_per_s: float
-    power_w: float
+    power_w: float | None
     ttft_s: float
     tpot_s: float
+
+
+def objective_of(expected: Expected | None) -> float:
+    """As a study scores, 0 for what keeps no SLA."""
+    return per_watt(expected.goodput_tok_per_s, expected.power_w) if expected else 0.0
+
+
+def per_watt(goodput_tok_per_s: float, power_w: float | None) -> float:
+    """Good tokens per joule, or goodput where no watts rank."""
+    return goodput_tok_per_s if power_w is None else goodput_tok_per_s / power_w
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

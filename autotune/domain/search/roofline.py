@@ -248,7 +248,7 @@ def worker(
         decode_flops=decode,
         prefill_flops=prefill,
         window_flops=window,
-        attention_peak=chip.peak_flops(16),
+        attention_peak=chip.peak_flops(bits.dtype_least),
     )
 
 

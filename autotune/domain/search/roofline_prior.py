@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from autotune.domain.configs.config import EngineConfig
-from autotune.domain.hardware.accelerators import Accelerator
+from autotune.domain.hardware.accelerators import Accelerator, Performance
 from autotune.domain.judging.sla import Sla
 from autotune.domain.measuring.power import PowerBasis
 from autotune.domain.models.model import ModelShape
 from autotune.domain.search.choosing import ByCurve
+from autotune.domain.search.cores import ON_CORES, core_among
 from autotune.domain.search.curves import CONCURRENCIES, NOTHING, Curves, Floats
 from autotune.domain.search.forecast import Deployment, Forecast, Traffic
 from autotune.domain.search.prior import (
     Expected,
-    NotCovered,
     PowerModel,
     Prediction,
     best_within,
     excess_of,
+    objective_of,
+    per_watt,
     tails,
 )
+from autotune.domain.search.roofline import EFFICIENCY, Efficiency
 
 SOURCE = "roofline"
 LEAST_CHANCE_OF_FITTING = 0.1
@@ -59,8 +62,37 @@ class Promise:
     output_tokens: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footing:
+    """What forecasts stand on.
+
+    ``device`` is one of a configuration's, given how many it has; ``watts`` are of all of them, None where no
+    power ranks.
+    """
+
+    device: Callable[[int], Performance]
+    efficiency: Efficiency
+    watts: Callable[[Forecast], float] | None
+
+    @classmethod
+    def of_accelerators(cls, accelerator: Accelerator, peaks: Performance, basis: PowerBasis) -> Footing:
+        """Accelerators of the table, on a study's power basis."""
+
+        def provisioned(seen: Forecast) -> float:
+            return accelerator.all_in_kw * 1e3 * seen.devices
+
+        drawn = PowerModel(tdp_w=accelerator.tdp_w).power_w
+        watts = provisioned if basis is PowerBasis.PROVISIONED else drawn
+        return cls(device=lambda _: peaks, efficiency=EFFICIENCY, watts=watts if basis.ranks else None)
+
+    @classmethod
+    def of_cores(cls, core: Performance, count: int) -> Footing:
+        """Cores of this machine, of which a rank has one; nothing is known of their watts."""
+        return cls(device=lambda ranks: core_among(core, count, ranks), efficiency=ON_CORES, watts=None)
+
+
 class RooflinePrior:
-    """Forecasts configurations of one model on one kind of accelerator; each distinct forecast is made once.
+    """Forecasts configurations of one model on one kind of device; each distinct forecast is made once.
 
     ``headroom`` is the share of the highest load that keeps an SLA at which a study compares.
     """
@@ -68,27 +100,23 @@ class RooflinePrior:
     def __init__(
         self,
         model: ModelShape,
-        accelerator: Accelerator,
+        footing: Footing,
         promises: Sequence[Promise],
         *,
-        basis: PowerBasis,
         headroom: float = 1.0,
     ) -> None:
-        self._model, self._accelerator = model, accelerator
-        self._promises, self._basis, self._headroom = tuple(promises), basis, headroom
+        self._model, self._footing = model, footing
+        self._promises, self._headroom = tuple(promises), headroom
         self._deployments: dict[str, Deployment] = {}
         self._made: dict[str, Prediction] = {}
         self._curves: dict[tuple[str, float, float], Floats] = {}
 
-    def predict(self, config: EngineConfig) -> Prediction | NotCovered:
+    def predict(self, config: EngineConfig) -> Prediction:
         """Predict the objective of every SLA on the study's power basis."""
-        deployed = self._deployed(config)
-        if isinstance(deployed, NotCovered):
-            return deployed
-        key, deployment = deployed
+        key, deployment = self._deployed(config)
         if key not in self._made:
             expected = self._expected(deployment)
-            objectives = {p.sla.name: self._objective(expected.get(p.sla.name)) for p in self._promises}
+            objectives = {p.sla.name: objective_of(expected.get(p.sla.name)) for p in self._promises}
             self._made[key] = Prediction(source=SOURCE, objectives=objectives, expected=expected)
         return self._made[key]
 
@@ -100,34 +128,30 @@ class RooflinePrior:
         return ByCurve(Curves(figures), excess, np.zeros((len(configs), len(figures))))
 
     def _curve(self, config: EngineConfig, promise: Promise) -> Floats:
-        """Logarithms by concurrency, [3, concurrencies]; NaN where nothing is known."""
-        deployed = self._deployed(config)
-        if isinstance(deployed, NotCovered):
-            return np.full((3, len(CONCURRENCIES)), np.nan)
+        """Logarithms by concurrency, [3, concurrencies]."""
+        key, deployment = self._deployed(config)
         lengths = {"prompt_tokens": promise.prompt_tokens, "output_tokens": promise.output_tokens}
-        at = deployed[0], promise.prompt_tokens, promise.output_tokens
+        at = key, promise.prompt_tokens, promise.output_tokens
         if at not in self._curves:
-            self._curves[at] = self._forecast(deployed[1], lengths)
+            self._curves[at] = self._forecast(deployment, lengths)
         return self._curves[at]
 
     def _forecast(self, deployment: Deployment, lengths: Mapping[str, float]) -> Floats:
         if not self._fits(deployment, lengths):
             return np.full((3, len(CONCURRENCIES)), NOTHING)
         seen = [deployment.forecast(Traffic(**lengths, concurrency=c)) for c in CONCURRENCIES]
-        yields = [f.output_tok_s / (self._watts(f) if self._basis.ranks else 1.0) for f in seen]
+        yields = [per_watt(f.output_tok_s, self._watts(f)) for f in seen]
         return np.vstack([np.array([tails(f) for f in seen]).T, np.log(yields)])
 
-    def _deployed(self, config: EngineConfig) -> tuple[str, Deployment] | NotCovered:
+    def _deployed(self, config: EngineConfig) -> tuple[str, Deployment]:
         """The deployment that all configurations alike share, with a key of its own."""
-        chip = self._accelerator.performance
-        if chip is None:
-            return NotCovered(f"no peaks are known of {self._accelerator.name}")
         words = {word: getattr(config, word) for word in _SEEN}
         alike = EngineConfig.model_validate(
             {"engine": config.engine, **words, "prefill": config.prefill, "decode": config.decode}
         )
         if alike.key not in self._deployments:
-            self._deployments[alike.key] = Deployment(self._model, chip, alike)
+            device = self._footing.device(alike.devices)
+            self._deployments[alike.key] = Deployment(self._model, device, alike, self._footing.efficiency)
         return alike.key, self._deployments[alike.key]
 
     def _fits(self, deployment: Deployment, lengths: Mapping[str, float]) -> bool:
@@ -149,14 +173,5 @@ class RooflinePrior:
                 )
         return expected
 
-    def _watts(self, seen: Forecast) -> float:
-        """Of all devices, on the study's power basis."""
-        if self._basis is PowerBasis.PROVISIONED:
-            return self._accelerator.all_in_kw * 1e3 * seen.devices
-        return PowerModel(tdp_w=self._accelerator.tdp_w).power_w(seen)
-
-    def _objective(self, expected: Expected | None) -> float:
-        """As a study scores: good tokens per joule, or goodput where no watts rank."""
-        if expected is None:
-            return 0.0
-        return expected.goodput_tok_per_s / (expected.power_w if self._basis.ranks else 1.0)
+    def _watts(self, seen: Forecast) -> float | None:
+        return self._footing.watts(seen) if self._footing.watts else None
