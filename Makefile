@@ -89,7 +89,7 @@ bench-search: $(INSTALLED_DEV) ## searches replayed on recorded tables: TABLES, 
 	@$(BIN)/autotune engines install vllm || echo "Optuna's GP borrows an engine's torch, and is left out without it"
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python bench/search.py $(TABLES) $(if $(MODELS),--models $(MODELS)) $(if $(PRIORS),--priors $(PRIORS)) $(if $(LEAVE_OUT),--leave-out $(LEAVE_OUT))
 
-bench-search-real: $(INSTALLED) ## ours, TPE and random search on a table of 40 real launches of vLLM on CPU
+bench-search-real: $(INSTALLED) .models/tiny-dense/config.json ## ours, TPE and random search on a table of 40 real launches of vLLM on CPU
 	@$(BIN)/python bench/search_real.py
 
 bench-search-live: engine .models/tiny-dense/config.json ## the same three searching live, on the same time each: 90 minutes

@@ -3,9 +3,10 @@
     python bench/search_live.py [--minutes 10] [--seeds 2]    # six searches, then their winners: 90 minutes
 
 Every search begins with the defaults, launches vLLM on CPU in the space of ``bench/real_table.py``, and knows
-nothing of the table; ours has the priors of any first study, the roofline. Points that the rules refuse on paper cost none of them a launch. Then each search's
-winner for each SLA is launched again, twice, in turns and with other requests: that figure counts. Searches
-and winners go to ``bench/data/vllm_cpu_live.json``; nothing else should run on the machine.
+nothing of the table; ours has the priors of any first study. Points that the rules refuse on paper cost none
+of them a launch. Then each search's winner for each SLA is launched again, twice, in turns and with other
+requests: that figure counts. Searches and winners go to ``bench/data/vllm_cpu_live.json``; nothing else
+should run on the machine.
 """
 
 from __future__ import annotations

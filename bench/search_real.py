@@ -4,12 +4,13 @@
 
 A launch reveals what the table has of a configuration. All choose among those that nothing refuses on
 paper, in one search for both SLAs, the defaults first, as a study does. What a sampler suggests elsewhere
-goes to the nearest configuration left.
+goes to the nearest configuration left. Ours plays twice: knowing nothing, and with the roofline of a core.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,12 +22,19 @@ import optuna
 from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution
 from optuna.samplers import BaseSampler
+from real_table import study_of
 from rich.console import Console
 from rich.table import Table
 
-from autotune.adapters.search.sampler import SurrogateSampler
+from autotune.adapters.files.model_files import ModelFiles
+from autotune.adapters.search.sampler import Foresee, SurrogateSampler
 from autotune.adapters.search.study import FEASIBILITY, baseline_sampler
 from autotune.domain.configs.space import DEFAULT
+from autotune.domain.hardware.accelerators import Performance, Source
+from autotune.domain.search.roofline_prior import SOURCE, Footing, RooflinePrior
+from autotune.runs.priors import Priors
+from autotune.wiring.bench import planner_for, traffic_of
+from autotune.wiring.priors import promises
 
 TABLE = Path(__file__).resolve().parent / "data" / "vllm_cpu_table.jsonl"
 SEEDS = 10
@@ -34,6 +42,18 @@ CLOSE = 0.95
 NOISE = 0.1
 """Of what a launch reveals: about what one launch of a configuration differs from another here."""
 AFTER = (3, 5, 10)
+CORES = 2
+CORE = Performance(
+    memory_gb=25.3,
+    memory_gb_s=18.8,
+    dense_tflops={32: 0.078, 16: 0.010},
+    link_gb_s=18.8,
+    network_gb_s=18.8,
+    source=Source(
+        where="adapters/engines/core_peaks.py on a machine like the table's, torch 2.13",
+        date=datetime.date(2026, 11, 22),
+    ),
+)
 Floats = NDArray[np.float64]
 Params = Mapping[str, Any]
 
@@ -107,6 +127,17 @@ def replayed(table: Recorded, sampler: BaseSampler, seed: int) -> Replay:
     return Replay(shares=shares, failed=sum(not table.runs[k] for k in order[:10]))
 
 
+def roofline() -> Foresee:
+    """What is foreseen of points on these cores, for each SLA."""
+    study = study_of("dense")
+    shape = ModelFiles().shape(study.model)
+    assert shape is not None, f"{study.model} is missing; run: make bench-search-real"
+    asked = promises(study, planner_for(study, traffic_of(study)))
+    prior = RooflinePrior(shape, Footing.of_cores(CORE, CORES), asked)
+    priors, (branch,) = Priors({SOURCE: prior}, [sla.name for sla in study.slas]), study.branches
+    return lambda points: priors.foresee([branch.config_at(point) for point in points])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -114,10 +145,14 @@ def main() -> None:
     parser.add_argument("table", type=Path, nargs="?", default=TABLE)
     table = recorded(parser.parse_args().table)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    foresee = roofline()
     methods: dict[str, Callable[[int], BaseSampler]] = {
         "random": lambda seed: baseline_sampler("random", seed),
         "tpe": lambda seed: baseline_sampler("tpe", seed),
         "autotune": lambda seed: SurrogateSampler(seed=seed, points=lambda _best: table.points),
+        "autotune, roofline": lambda seed: SurrogateSampler(
+            seed=seed, points=lambda _best: table.points, foresee=foresee
+        ),
     }
     slas = table.objectives.shape[1]
     shown = Table(title=f"{len(table.points)} configurations, {slas} SLAs, {SEEDS} seeds")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from autotune.domain.basics.errors import InputError, InputProblem
@@ -17,7 +19,7 @@ _TAIL_LINES = 15
 
 
 class CommandResult(NamedTuple):
-    """How a command ended; a command that was stopped at its deadline has the code of its signal."""
+    """How a command ended; one that was stopped at its deadline has the code of its signal."""
 
     code: int
     output: str
@@ -28,27 +30,47 @@ Run = Callable[[Sequence[str], float], CommandResult]
 
 
 def run_command(command: Sequence[str], timeout_s: float) -> CommandResult:
-    """Run a command without input; it and its children are killed at the deadline or on an interrupt."""
-    process = subprocess.Popen(
+    """Run a command without input, its errors among its output, to the end or the deadline."""
+    try:
+        done = run_program(command, timeout_s, errors_to=subprocess.STDOUT)
+    except subprocess.TimeoutExpired as late:
+        return CommandResult(-signal.SIGKILL, f"{late.output}\nnot done after {timeout_s:.0f} s")
+    return CommandResult(done.returncode, done.stdout)
+
+
+def run_program(
+    command: Sequence[str],
+    timeout_s: float,
+    *,
+    folder: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    question: str = "",
+    errors_to: int = subprocess.PIPE,
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end, or end it with all that it started; ``env`` comes on top of ours.
+
+    Raises TimeoutExpired with the output so far, and OSError.
+    """
+    with subprocess.Popen(
         command,
-        stdin=subprocess.DEVNULL,
+        cwd=folder,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=errors_to,
         text=True,
         errors="replace",
         start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-        return CommandResult(process.returncode, output)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
-        return CommandResult(process.returncode, f"{output}\nnot done after {timeout_s:.0f} s")
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
+    ) as process:
+        try:
+            output, errors = process.communicate(question, timeout=timeout_s)
+        except BaseException as ending:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(ending, subprocess.TimeoutExpired):
+                raise subprocess.TimeoutExpired(command, timeout_s, process.communicate()[0]) from None
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def check_result(result: CommandResult, what: str, remedy: str) -> None:

@@ -13,13 +13,16 @@ from real_engine import launch, tiny_study
 from typer.testing import CliRunner
 
 from autotune import wiring
-from autotune.adapters.engines.environments import EngineEnvironments
+from autotune.adapters.engines.core_peaks import core_peaks
+from autotune.adapters.engines.environments import EngineEnvironments, interpreter_of
 from autotune.cli.app import app
+from autotune.domain.hardware.accelerators import Performance
 from autotune.domain.hardware.hardware import Device, DeviceKind
 from autotune.domain.judging.scoring import SlaVerdict, score_at
 from autotune.domain.launches.launch import LaunchContext
 from autotune.domain.load.level import Level
 from autotune.domain.measuring.power import PowerBasis
+from autotune.domain.studies.study import EngineSpec
 from launchers.vllm import LAUNCHER
 
 pytestmark = pytest.mark.alone
@@ -52,6 +55,19 @@ def test_an_installed_engine_is_listed_with_its_place(tmp_path: Path) -> None:
     vllm = {engine["id"]: engine for engine in json.loads(answer.stdout)}["vllm"]
     assert vllm["installed"]
     assert Path(vllm["path"]).is_file()
+
+
+@pytest.mark.engine
+def test_a_core_is_measured_with_the_engines_own_torch() -> None:
+    environment = wiring.environment_for(EngineSpec(name="vllm"))
+    interpreter = interpreter_of(environment.executable)
+    assert interpreter is not None
+    peaks = core_peaks(interpreter, memory_gb=24.0)
+    assert isinstance(peaks, Performance), peaks
+    # Any core of the last ten years lies within these.
+    assert 0.005 < peaks.dense_tflops[32] < 2
+    assert 0.001 < peaks.dense_tflops[16] < 8
+    assert 1 < peaks.memory_gb_s < 200
 
 
 @pytest.mark.engine

@@ -26,7 +26,7 @@ from autotune.domain.measuring.power import PowerBasis
 from autotune.domain.models.model import ModelShape
 from autotune.domain.search.choosing import ByCurve, Launch, next_point
 from autotune.domain.search.prior import NotCovered, Prediction
-from autotune.domain.search.roofline_prior import Promise, RooflinePrior
+from autotune.domain.search.roofline_prior import Footing, Promise, RooflinePrior
 from autotune.domain.search.transfer import Earlier, Task, TransferPrior, Trial, distance
 from autotune.domain.search.trust import Observed, learned
 from autotune.domain.studies.events import Notice
@@ -133,10 +133,11 @@ def test_the_roofline_predicts_more_of_an_hour_on_a_faster_gpu_and_nothing_for_a
     for name in ("H100 SXM", "H200 SXM"):
         chip = table.find(name)
         assert chip is not None
-        shape = ModelShape.from_config(LLAMA_8B)
-        prediction = RooflinePrior(shape, chip, promises, basis=PowerBasis.GPU).predict(DEFAULTS)
-        assert isinstance(prediction, Prediction)
+        assert chip.performance is not None
+        footing = Footing.of_accelerators(chip, chip.performance, PowerBasis.GPU)
+        prediction = RooflinePrior(ModelShape.from_config(LLAMA_8B), footing, promises).predict(DEFAULTS)
         assert prediction.objectives["never"] == 0
+        assert prediction.expected["fast"].power_w is not None
         assert prediction.expected["fast"].power_w <= chip.tdp_w
         said.append(prediction.expected["fast"].goodput_tok_per_s)
     assert said[0] < said[1]
@@ -145,18 +146,17 @@ def test_the_roofline_predicts_more_of_an_hour_on_a_faster_gpu_and_nothing_for_a
 def test_a_large_model_is_foreseen_to_gain_from_more_ranks_at_a_tight_sla() -> None:
     chip = read_accelerators().find("H100 SXM")
     assert chip is not None
+    assert chip.performance is not None
     sla = JointSla(name="fast", slos=Bounds.model_validate({"tpot": "25ms"}))
     prior = RooflinePrior(
         ModelShape.from_config(LLAMA_70B),
-        chip,
+        Footing.of_accelerators(chip, chip.performance, PowerBasis.PROVISIONED),
         [Promise(sla=sla, prompt_tokens=1000, output_tokens=300)],
-        basis=PowerBasis.PROVISIONED,
     )
-    values = {}
-    for ranks in (1, 2, 8):
-        said = prior.predict(EngineConfig(engine="vllm", tensor_parallel=ranks))
-        assert isinstance(said, Prediction)
-        values[ranks] = said.objectives["fast"]
+    values = {
+        ranks: prior.predict(EngineConfig(engine="vllm", tensor_parallel=ranks)).objectives["fast"]
+        for ranks in (1, 2, 8)
+    }
     assert values[1] == values[2] == 0 < values[8]  # TP1 does not fit, TP2 is too slow
 
 
@@ -282,34 +282,45 @@ def test_studies_of_the_catalog_are_read_as_earlier_tasks(tmp_path: Path) -> Non
         catalog.close()
 
 
-def ground(tmp_path: Path, shape: ModelShape | None, **hardware: object) -> Ground:
-    study = study_spec(hardware=hardware, seed=3)
-    cores = Hardware(
-        DeviceKind.CPU, (Device(kind=DeviceKind.CPU, index=0, name="x", uid="0", memory_bytes=1),)
-    )
-    gpus = Hardware(
-        DeviceKind.CUDA,
-        tuple(
-            Device(kind=DeviceKind.CUDA, index=n, name="NVIDIA H200", uid=str(n), memory_bytes=140 << 30)
-            for n in range(8)
-        ),
-    )
+def ground(tmp_path: Path, shape: ModelShape | None, **changes: Any) -> Ground:
+    study = study_spec(seed=3)
     setting = Setting(
-        hardware=gpus if shape else cores,
+        hardware=Hardware(
+            DeviceKind.CUDA,
+            tuple(
+                Device(kind=DeviceKind.CUDA, index=n, name="NVIDIA H200", uid=str(n), memory_bytes=140 << 30)
+                for n in range(8)
+            ),
+        ),
         model=shape,
         requirements=study.requirements,
         longest_request_tokens=13,
     )
-    return Ground(
+    ground = Ground(
         study=study,
         setting=setting,
         basis=PowerBasis.PROVISIONED,
         plan=planner(study),
         store=open_store(f"sqlite:///{tmp_path}/studies.db"),
     )
+    return replace(ground, **changes)
 
 
-def test_a_study_on_known_gpus_has_the_roofline_and_one_on_cores_is_told_why_not(tmp_path: Path) -> None:
+def on_cores(tmp_path: Path, program: str, **changes: Any) -> Ground:
+    """Two cores, and an engine whose interpreter runs ``program`` whatever it is asked."""
+    interpreter = tmp_path / "bin" / "python"
+    interpreter.parent.mkdir(exist_ok=True)
+    interpreter.write_text(f"#!/bin/sh\n{program}\n")
+    interpreter.chmod(0o755)
+    known = ground(tmp_path, ModelShape.from_config(LLAMA_8B))
+    cores = tuple(
+        Device(kind=DeviceKind.CPU, index=n, name="x", uid=str(n), memory_bytes=32 << 30) for n in range(2)
+    )
+    changes = {"basis": PowerBasis.NONE, "executables": (interpreter.with_name("engine"),), **changes}
+    return replace(known, setting=replace(known.setting, hardware=Hardware(DeviceKind.CPU, cores)), **changes)
+
+
+def test_a_study_on_known_gpus_has_the_roofline(tmp_path: Path) -> None:
     told = Events()
     with_roofline = ground(tmp_path, ModelShape.from_config(LLAMA_8B))
     priors = priors_of(with_roofline, told)
@@ -319,10 +330,46 @@ def test_a_study_on_known_gpus_has_the_roofline_and_one_on_cores_is_told_why_not
     fast, slow = priors.foresee([config])
     assert isinstance(fast["roofline"], ByCurve)
     assert isinstance(slow["roofline"], ByCurve)
-    on_cores = priors_of(ground(tmp_path, None), told)
-    assert on_cores.foresee([config]) == [{}, {}]
-    assert "no prior roofline: no peaks are kept of CPUs" in told[0].text
     with_roofline.store.catalog.close()
+
+
+SLOW_IN_16_BITS = 'echo \'{"torch": "2.13", "tflops": {"32": 8, "16": 1}, "memory_gb_s": 2000}\''
+
+
+def test_a_study_on_cores_foresees_by_what_a_core_was_measured_to_do(tmp_path: Path) -> None:
+    told = Events()
+    cores = on_cores(tmp_path, f"echo a warning; {SLOW_IN_16_BITS}")
+    priors = priors_of(cores, told)
+    assert not told
+    defaults = EngineConfig(engine="vllm")
+    fast = [
+        priors.predicted(defaults.replaced(words))["slow"]
+        for words in ({"dtype": "float32"}, {}, {"tensor_parallel": 2})
+    ]
+    assert fast[0] > 2 * fast[1]
+    assert fast[1] > fast[2] > 0  # two ranks share what one has alone
+    cores.store.catalog.close()
+
+
+@pytest.mark.parametrize(
+    ("program", "changes", "why"),
+    [
+        ("echo No module named torch >&2; exit 1", {}, "could not measure a core: No module named torch"),
+        ("echo hello", {}, "measured a core and answered 'hello'"),
+        ("true", {"executables": (Path("engine"),)}, "no engine of this machine is there to measure a core"),
+        ("true", {"basis": PowerBasis.HOST}, "nothing is foreseen of the watts of cores"),
+    ],
+)
+def test_a_study_on_cores_says_why_it_has_no_roofline(
+    tmp_path: Path, program: str, changes: dict[str, Any], why: str
+) -> None:
+    told = Events()
+    cores = on_cores(tmp_path, program, **changes)
+    assert priors_of(cores, told).foresee([cores.study.default_config()]) == [{}, {}]
+    (notice,) = told
+    assert notice.text.startswith("no prior roofline: ")
+    assert why in notice.text
+    cores.store.catalog.close()
 
 
 def test_a_roofline_promises_at_an_sla_what_its_curve_does_there(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from autotune.domain.configs.config import EngineConfig
 from autotune.domain.hardware.accelerators import Performance
 from autotune.domain.models.model import ModelShape
 from autotune.domain.models.weights import parameters
+from autotune.domain.search.cores import core_among
 from autotune.domain.search.forecast import Deployment, Traffic
 from autotune.domain.search.roofline import Efficiency, worker
 
@@ -142,3 +143,23 @@ def test_what_is_forecast_obeys_littles_law(name: str, split: str, concurrency: 
     assert in_flight == pytest.approx(concurrency, rel=0.02)
     assert 0 <= seen.memory_share <= 1
     assert 0 <= seen.compute_share <= 1
+
+
+def test_float32_is_computed_at_its_own_peak_where_there_is_one() -> None:
+    shape, known = SHAPES["llama-8b"], chip()
+    slow_in_16 = known.model_copy(update={"dense_tflops": {32: 800.0, 16: 100.0}})
+    half, whole = (EngineConfig(engine="vllm", dtype=dtype) for dtype in ("bfloat16", "float32"))
+
+    def compute_s(chip: Performance, config: EngineConfig) -> float:
+        return worker(shape, chip, config, config, IDEAL).prefill(4000).compute_s
+
+    assert compute_s(slow_in_16, whole) == pytest.approx(compute_s(slow_in_16, half) / 8)
+    assert compute_s(known, whole) == compute_s(known, half)
+
+
+@given(st.integers(1, 128), st.integers(1, 128))
+def test_ranks_on_cores_never_do_more_together_than_the_machine(cores: int, ranks: int) -> None:
+    core = core_among(chip(), cores, ranks)
+    assert 0 < core.pace * ranks <= max(cores - 1, 1) * chip().pace * (1 + 1e-9)
+    assert core.pace <= chip().pace
+    assert core.memory_gb * ranks == pytest.approx(chip().memory_gb)

@@ -25,7 +25,7 @@ def test_a_disappointment_lowers_what_resembles_it_most() -> None:
     posterior = condition(PRIOR, covariance(offset=0.0), SEEN, np.array([-2.0]), NOISE)
     lost = PRIOR - posterior.mean
     assert lost[1] > 5 * lost[2]
-    assert np.all(np.diag(posterior.covariance) < np.diag(covariance(offset=0.0)))
+    assert np.all(posterior.variance < np.diag(covariance(offset=0.0)))
 
 
 def test_an_error_common_to_all_changes_no_order() -> None:

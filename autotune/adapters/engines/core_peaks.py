@@ -6,12 +6,13 @@ build decides as much as the machine.
 
 from __future__ import annotations
 
+import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import BaseModel, PositiveFloat, ValidationError
 
-from autotune.adapters.commands import Run, run_command
+from autotune.adapters.commands import run_program
 from autotune.domain.hardware.accelerators import Performance, Source
 
 _TIMEOUT_S = 90.0
@@ -54,20 +55,24 @@ class _Answer(BaseModel):
     memory_gb_s: PositiveFloat
 
 
-def core_peaks(interpreter: Path, memory_gb: float, run: Run = run_command) -> Performance | str:
+def core_peaks(interpreter: Path, memory_gb: float) -> Performance | str:
     """Measure one core, in some seconds, with the torch of an engine's environment; else say why not.
 
     ``memory_gb`` is that of the machine.
     """
-    # Isolated, since the working directory may hold a checkout of the engine.
-    result = run([str(interpreter), "-I", "-c", _PROGRAM], _TIMEOUT_S)
-    last_line = (result.output.strip().splitlines() or [""])[-1]
-    if result.code != 0:
-        return f"{interpreter} could not measure a core: {last_line}"
     try:
-        answer = _Answer.model_validate_json(last_line)
+        # Isolated, since the working directory may hold a checkout of the engine.
+        done = run_program([str(interpreter), "-I", "-c", _PROGRAM], _TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"{interpreter} did not measure a core in {_TIMEOUT_S:.0f} s"
+    except OSError as failed:
+        return f"{interpreter} could not measure a core: {failed}"
+    if done.returncode != 0:
+        return f"{interpreter} could not measure a core: {_last_line(done.stderr)}"
+    try:
+        answer = _Answer.model_validate_json(_last_line(done.stdout))
     except ValidationError:
-        return f"{interpreter} measured a core and answered {last_line[:200]!r}"
+        return f"{interpreter} measured a core and answered {_last_line(done.stdout)[:200]!r}"
     measured_on = datetime.now(UTC).date()  # noqa: TID251 - nothing is reckoned with it
     return Performance(
         memory_gb=memory_gb,
@@ -78,3 +83,7 @@ def core_peaks(interpreter: Path, memory_gb: float, run: Run = run_command) -> P
         network_gb_s=answer.memory_gb_s,
         source=Source(where=f"measured on this machine, torch {answer.torch}", date=measured_on),
     )
+
+
+def _last_line(text: str) -> str:
+    return (text.strip().splitlines() or [""])[-1]

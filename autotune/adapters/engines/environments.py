@@ -11,11 +11,9 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -24,6 +22,7 @@ from typing import TypeVar
 import platformdirs
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from autotune.adapters.commands import run_program
 from autotune.adapters.debian_packages import CPU_ENGINE_LIBRARIES, apt_line, missing_libraries
 from autotune.adapters.engines.containers import identity_command, probe_command, pull_command
 from autotune.domain.basics.errors import InputError, InputProblem
@@ -301,7 +300,7 @@ def _heard(traits: LauncherTraits, command: Sequence[str], timeout_s: float) -> 
     """The last line that a container runtime's command prints; raises InputError."""
     what = ""
     try:
-        done = _run(command, Path.cwd(), "", {}, timeout_s)
+        done = run_program(command, timeout_s)
     except subprocess.TimeoutExpired:
         what = f"gave no answer in {timeout_s:.0f} s"
     except OSError as error:
@@ -338,11 +337,13 @@ def _ask(
     timeout_s: float,
     env: Mapping[str, str] | None = None,
 ) -> str:
-    """Run a launcher's program in the engine's interpreter; the last line of its output answers."""
+    """Run a launcher's program in the engine's interpreter; the last line of its output answers.
+
+    Python looks into the working directory first, and that may hold a checkout of the engine.
+    """
+    command, folder = [str(interpreter), "-c", program], interpreter.parent.parent
     try:
-        done = _run(
-            [str(interpreter), "-c", program], interpreter.parent.parent, question, env or {}, timeout_s
-        )
+        done = run_program(command, timeout_s, folder=folder, env=env, question=question)
     except subprocess.TimeoutExpired as error:
         raise _broken(traits, interpreter, f"gave no answer in {timeout_s:.0f} s") from error
     except OSError as error:
@@ -351,33 +352,6 @@ def _ask(
         tail = "\n".join(done.stderr.strip().splitlines()[-_TAIL_LINES:])
         raise _broken(traits, interpreter, f"ended with exit code {done.returncode} when asked:\n{tail}")
     return (done.stdout.strip().splitlines() or [""])[-1]
-
-
-def _run(
-    command: Sequence[str], folder: Path, question: str, env: Mapping[str, str], timeout_s: float
-) -> subprocess.CompletedProcess[str]:
-    """Run to the end, or end it with all that it started.
-
-    Python looks into the working directory first, and that may hold a checkout of the engine.
-    """
-    with subprocess.Popen(
-        command,
-        cwd=folder,
-        env={**os.environ, **env},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        try:
-            output, errors = process.communicate(question, timeout=timeout_s)
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 def _broken(traits: LauncherTraits, interpreter: Path, what: str) -> InputError:

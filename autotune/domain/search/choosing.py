@@ -244,7 +244,7 @@ def _improvement(launches: Sequence[Launch], sla: int, foreseen: Floats | None, 
     beliefs = COLD if foreseen is None else OFF
     covariance = beliefs.covariance(alike)
     after = condition(zeros, covariance, at, values, np.where(met, beliefs.noise, MISS_NOISE))
-    spread = np.sqrt(np.maximum(np.diag(after.covariance), 1e-12))
+    spread = np.sqrt(np.maximum(after.variance, 1e-12))
     mean = after.mean if foreseen is None else np.nan_to_num(foreseen, neginf=-1e3) - centre
     return expected_improvement(mean, spread, float(values[met].max(initial=0.0)))
 

@@ -16,12 +16,13 @@ ON_CORES = Efficiency(
 )
 """Set by hand, to one digit, on vLLM's runs in ``bench/data/vllm_cpu_table.jsonl``."""
 
-FRONT = 1.0
-"""Cores that the engine's HTTP front, its scheduler and what drives it take from its ranks."""
+DRIVING = 1.0
+"""Cores that clients of the engine, and what watches it, keep busy."""
 _LEAST = 0.5
+"""Of a machine that has no more than those."""
 
 
 def core_among(core: Performance, cores: int, ranks: int) -> Performance:
-    """A rank's core where so many ranks, and what stands before them, share all cores of the machine."""
-    pace = min(1.0, max(cores - FRONT, _LEAST) / ranks)
+    """A rank's core where so many ranks share a machine of so many cores with what drives them."""
+    pace = min(1.0, max(cores - DRIVING, _LEAST) / ranks)
     return core.model_copy(update={"pace": core.pace * pace, "memory_gb": core.memory_gb / ranks})

@@ -36,24 +36,23 @@ class Beliefs:
 
 @dataclass(frozen=True, slots=True)
 class Posterior:
-    """Joint normal distribution of all candidates' values; of several, ``covariance`` is that of each."""
+    """Normal distributions of the candidates' values; of several columns, ``variance`` is that of each."""
 
     mean: Floats
-    covariance: Floats
+    variance: Floats
 
 
 def condition(
     mean: Floats, covariance: Floats, seen: NDArray[np.int64], observed: Floats, noise: Floats
 ) -> Posterior:
-    """Distribution after observations of the candidates ``seen``, ``noise`` the standard error of each.
+    """Distributions after observations of the candidates ``seen``, ``noise`` the standard error of each.
 
     ``mean`` [candidates] and ``observed`` [seen] may have columns alike: values that err with one covariance.
     """
+    variance = np.diag(covariance)
     if not len(seen):
-        return Posterior(mean, covariance)
+        return Posterior(mean, variance)
     gram = covariance[np.ix_(seen, seen)] + np.diag(noise**2 + _JITTER)
     gain = np.linalg.solve(gram, covariance[seen]).T
-    return Posterior(
-        mean + gain @ (observed - mean[seen]),
-        covariance - gain @ covariance[seen],
-    )
+    told = np.einsum("ij,ji->i", gain, covariance[seen])
+    return Posterior(mean + gain @ (observed - mean[seen]), variance - told)
