@@ -17,7 +17,7 @@ from search_prior import LeaveOut, Library
 from search_replay import Chooser, Replay, replay
 from search_tables import Problem
 
-from autotune.domain.search.choosing import Foresight
+from autotune.domain.search.choosing import Foresight, foreseen
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +36,7 @@ class Bench:
     """Problems with what earlier tables say of each."""
 
     problems: Sequence[Problem]
-    priors: Sequence[Foresight]
+    priors: Sequence[Mapping[str, Foresight]]
     transfers: Sequence[Floats]
 
     @classmethod
@@ -55,7 +55,7 @@ class Bench:
         of = [library[p.track, p.family] for p in problems]
         return cls(
             problems,
-            [own.prior(p) for own, p in zip(of, problems, strict=True)],
+            [own.priors(p) for own, p in zip(of, problems, strict=True)],
             [own.transfer(p) for own, p in zip(of, problems, strict=True)],
         )
 
@@ -96,7 +96,10 @@ def _chooser(bench: Bench, method: str, place: int, seed: int) -> Chooser:
         case "transfer":
             return Given(_ranking(bench.transfers[place], own_seed))
         case "prior":
-            return Given(_ranking(bench.priors[place].expected, own_seed))
+            alike = np.eye(len(problem.candidates))
+            expected = foreseen([], 0, bench.priors[place], alike)
+            assert expected is not None
+            return Given(_ranking(expected, own_seed))
     return Autotune([problem], [bench.priors[place]])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from search_features import resemblance
@@ -17,8 +17,8 @@ from autotune.domain.search.likeness import Likeness
 class Autotune:
     """One search for one or more problems that differ in their SLA alone."""
 
-    def __init__(self, problems: Sequence[Problem], priors: Sequence[Foresight]) -> None:
-        self._problems, self._foresights = problems, [{"prior": prior} for prior in priors]
+    def __init__(self, problems: Sequence[Problem], foresights: Sequence[Mapping[str, Foresight]]) -> None:
+        self._problems, self._foresights = problems, foresights
         alike = resemblance(problems[0])
         self._alike = Likeness(alike, alike)
 

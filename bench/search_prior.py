@@ -1,8 +1,8 @@
 """What earlier tables teach of a problem: forests of other models, with the roofline and without.
 
-A problem's own model, or accelerator, is never among what its forests learn from. Our prior is the roofline's
-forecast of each candidate's curve, and a share of what a forest predicts of its error; the static transfer, a
-baseline, is a forest alone.
+A problem's own model, or accelerator, is never among what its forests learn from. Our priors are the
+roofline's forecast of each candidate's curve, with a share of what a forest predicts of its error, and what
+another forest expects of it as a share of the best; the static transfer, a baseline, is that forest alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from search_features import features
 from search_forecasts import Shapes, excess_of, forecasts, seen_levels
-from search_tables import Problem
+from search_tables import Problem, Track
 from sklearn.ensemble import ExtraTreesRegressor
 
 from autotune.domain.search.choosing import ByCurve, ByObjective, Foresight
@@ -25,6 +25,8 @@ Floats = NDArray[np.float64]
 
 WORST = -3.0
 """Logarithm of a share of the best, below which nothing is told apart: what misses the SLA stands there."""
+CURVE = "roofline"
+"""Name of the prior that is a forecast curve."""
 CORRECTION = 0.5
 """The share of a forest's correction that is believed: it saw few models."""
 LEAVES = {"share": 2, "error": 10}
@@ -69,16 +71,22 @@ class Library:
     def __post_init__(self) -> None:
         self.lessons = [self._lesson(problem) for problem in self.known]
 
-    def prior(self, problem: Problem) -> Foresight:
-        """What is expected of every candidate: its curve, or where none can be forecast its share."""
+    def priors(self, problem: Problem) -> dict[str, Foresight]:
+        """What is expected of every candidate: by its forecast curve, by the share of the best, or by both.
+
+        Both where joules are measured: of watts forecasts know all-in constants alone.
+        """
+        share = np.log(np.maximum(self.transfer(problem), np.exp(WORST)))
+        earlier: dict[str, Foresight] = {"earlier": ByObjective(share, relative=True)}
         expected = forecasts(problem, self.shapes)
         if expected is None:
-            return ByObjective(np.log(np.maximum(self.transfer(problem), np.exp(WORST))), relative=True)
+            return earlier
         errors = np.zeros((len(problem.candidates), 2))
         forest = self._forest(self.leave_out.of(problem), "error")
         if forest is not None:
             errors = CORRECTION * forest.predict(features(problem, expected, self.shapes))
-        return ByCurve(expected, excess_of(problem.sla), errors)
+        curve: dict[str, Foresight] = {CURVE: ByCurve(expected, excess_of(problem.sla), errors)}
+        return curve | earlier if problem.track is Track.ENERGY else curve
 
     def transfer(self, problem: Problem) -> Floats:
         """What a forest that knows no roofline expects of every candidate, as a share of the best."""

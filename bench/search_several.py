@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from search_methods import Bench
 from search_ours import Autotune
+from search_prior import CURVE
 from search_replay import CLOSE, Seen, launch
-
-from autotune.domain.search.choosing import ByCurve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +26,7 @@ def shared_launches(bench: Bench, seeds: int) -> list[Shared]:
     """Every set of two or more SLAs that are sought among the same candidates; means over seeds."""
     groups: dict[str, list[int]] = defaultdict(list)
     for place, problem in enumerate(bench.problems):
-        if isinstance(bench.priors[place], ByCurve):
+        if CURVE in bench.priors[place]:
             groups[problem.name.rpartition(":")[0]].append(place)
     return [
         Shared(

@@ -17,7 +17,7 @@ from search_features import resemblance  # noqa: E402
 from search_forecasts import Shapes, excess_of, forecasts, seen_levels  # noqa: E402
 from search_methods import Bench  # noqa: E402
 from search_ours import Autotune  # noqa: E402
-from search_prior import Library  # noqa: E402
+from search_prior import CURVE, Library  # noqa: E402
 from search_replay import replay  # noqa: E402
 from search_several import shared_launches  # noqa: E402
 from search_tables import Levels, energy_problems, read_tables, throughput_problems  # noqa: E402
@@ -77,7 +77,7 @@ def test_a_folder_without_tables_is_told(tmp_path: Path) -> None:
 def test_a_prior_never_sees_its_own_model(tmp_path: Path) -> None:
     problems = throughput_problems(read_tables(write(tmp_path, models=("one",))), pooled=False)
     library = Library(Shapes({}), problems)
-    assert np.ptp(library.prior(problems[0]).expected) == 0
+    assert np.ptp(library.priors(problems[0])["earlier"].expected) == 0
     assert np.ptp(library.transfer(problems[0])) == 0
 
 
@@ -88,7 +88,7 @@ def test_every_replay_ends_at_the_best_and_repeats_itself(tmp_path: Path) -> Non
     assert replay(problem, Given(first), 0).to_1pct == 1
     assert replay(problem, Given(first[::-1]), 0).to_1pct == 14
     flat = ByObjective(np.zeros(14), relative=True)
-    for make in (lambda: Autotune([problem], [flat]), lambda: ForestWithImprovement(problem, 0)):
+    for make in (lambda: Autotune([problem], [{"flat": flat}]), lambda: ForestWithImprovement(problem, 0)):
         assert replay(problem, make(), 0) == replay(problem, make(), 0)
     alike = resemblance(problem)
     assert (alike.diagonal() == 1).all()
@@ -141,9 +141,9 @@ def test_a_search_with_forecasts_of_a_known_model_ends_at_the_best(tmp_path: Pat
     problems = throughput_problems(read_tables(write(tmp_path, models=("one", "two"))), pooled=True)
     library = Library(Shapes({"one": llama(), "two": llama()}), problems)
     for problem in problems:
-        prior = library.prior(problem)
-        assert isinstance(prior, ByCurve)
-        found = replay(problem, Autotune([problem], [prior]), 0)
+        priors = library.priors(problem)
+        assert isinstance(priors[CURVE], ByCurve)
+        found = replay(problem, Autotune([problem], [priors]), 0)
         assert found.to_5pct <= found.to_1pct <= len(problem.candidates)
 
 

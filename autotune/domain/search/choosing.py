@@ -188,19 +188,19 @@ def _pick(
     left, merits = choice.left, choice.merits
     best = max((one.objectives[sla] for one in launches), default=0.0)
     unmet_gain = UNMET_GAIN / (1 + sum(one.runs for one in launches))
-    foreseen = _foreseen(launches, sla, foresights, alike)
-    if foreseen is not None:
-        expected = foreseen[left] + merits[left]
+    known = foreseen(launches, sla, foresights, alike)
+    if known is not None:
+        expected = known[left] + merits[left]
         place = int(np.argmax(expected))
         gain = expected[place] - math.log(best) if best else unmet_gain
         if np.isfinite(expected[place]) and gain > 0:
             return float(gain), int(left[place])
-    improvement = (_improvement(launches, sla, foreseen if best else None, alike) * np.exp(merits))[left]
+    improvement = (_improvement(launches, sla, known if best else None, alike) * np.exp(merits))[left]
     place = int(np.argmax(improvement / choice.prices[left]))
     return float(improvement[place]) if best else unmet_gain, int(left[place])
 
 
-def _foreseen(
+def foreseen(
     launches: Sequence[Launch], sla: int, foresights: Mapping[str, Foresight], alike: Floats
 ) -> Floats | None:
     """What priors that may be followed say together, corrected by launches; None where there is none."""
@@ -228,7 +228,7 @@ def _trust(name: str, prior: Foresight, launches: Sequence[Launch], sla: int) ->
     return learned(name, observed, relative=prior.relative)
 
 
-def _improvement(launches: Sequence[Launch], sla: int, foreseen: Floats | None, alike: Floats) -> Floats:
+def _improvement(launches: Sequence[Launch], sla: int, known: Floats | None, alike: Floats) -> Floats:
     """Expected improvement over the best so far, in logarithms.
 
     Expected is what is foreseen, else what launches alone tell; they say too how far it may be off.
@@ -241,11 +241,11 @@ def _improvement(launches: Sequence[Launch], sla: int, foreseen: Floats | None, 
     centre, least = (float(np.median(values[met])), values[met].min()) if met.any() else (0.0, 0.0)
     values = np.where(met, values, least - MISS) - centre
     zeros = np.zeros(len(alike))
-    beliefs = COLD if foreseen is None else OFF
+    beliefs = COLD if known is None else OFF
     covariance = beliefs.covariance(alike)
     after = condition(zeros, covariance, at, values, np.where(met, beliefs.noise, MISS_NOISE))
     spread = np.sqrt(np.maximum(after.variance, 1e-12))
-    mean = after.mean if foreseen is None else np.nan_to_num(foreseen, neginf=-1e3) - centre
+    mean = after.mean if known is None else np.nan_to_num(known, neginf=-1e3) - centre
     return expected_improvement(mean, spread, float(values[met].max(initial=0.0)))
 
 

@@ -17,9 +17,9 @@ from statistics import median
 SCALE_DEVIATION, RELATIVE_DEVIATION = log(3), log(1000)
 """Before any launch: a prior may well be off by a factor of 3 throughout, which costs no rank; a relative one
 knows no scale at all."""
-SPREAD = log(1.5)
+SPREAD, RELATIVE_SPREAD = log(1.5), log(2.25)
 SPREAD_LAUNCHES = 2.0
-"""So many launches is the spread that a prior starts with worth."""
+"""So many launches is the spread worth that a prior starts with; a relative one counts for a quarter at first."""
 AGREEING_PAIRS, PAIRS = 1.5, 2.0
 """A prior starts with so many concordant pairs of so many: agreement 0.5, and 0 after a discordant one."""
 LEAST_AGREEMENT = -0.25
@@ -68,9 +68,9 @@ def learned(prior: str, observed: Sequence[Observed], *, relative: bool = False)
     ratios = [
         log(measured) - log(predicted) for predicted, measured in known if measured > 0 and predicted > 0
     ]
-    precision = len(ratios) / SPREAD**2 + 1 / (RELATIVE_DEVIATION if relative else SCALE_DEVIATION) ** 2
-    shift = sum(ratios) / SPREAD**2 / precision
-    squares = sum((ratio - shift) ** 2 for ratio in ratios) + SPREAD_LAUNCHES * SPREAD**2
+    deviation, spread = (RELATIVE_DEVIATION, RELATIVE_SPREAD) if relative else (SCALE_DEVIATION, SPREAD)
+    shift = sum(ratios) / spread**2 / (len(ratios) / spread**2 + 1 / deviation**2)
+    squares = sum((ratio - shift) ** 2 for ratio in ratios) + SPREAD_LAUNCHES * spread**2
     concordant, pairs = _pairs(known)
     return Learned(
         scale=exp(shift),
