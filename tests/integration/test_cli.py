@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -197,6 +198,12 @@ def started(folder: Path, engine: Path) -> subprocess.Popen[str]:
     )
 
 
+def budget(folder: Path, *, launches: int) -> None:
+    """Allow the study so many launches, whatever it was allowed before."""
+    study = folder / "small.yaml"
+    study.write_text(re.sub(r"launches: \d+", f"launches: {launches}", study.read_text()))
+
+
 def wait_for(process: subprocess.Popen[str], *lines: str) -> None:
     """Read what it prints until each of some lines has come, in any order."""
     assert process.stdout is not None
@@ -233,6 +240,7 @@ def test_sigterm_stops_engine_and_study(autotune: Autotune, engine: Path, folder
 
 
 def test_ctrl_c_stops_cleanly_and_resume_goes_on(autotune: Autotune, engine: Path, folder: Path) -> None:
+    budget(folder, launches=3)
     code, rest = stop(folder, engine, signal.SIGINT)
     assert code == 130, rest
     assert "autotune resume small" in rest
@@ -245,6 +253,7 @@ def test_ctrl_c_stops_cleanly_and_resume_goes_on(autotune: Autotune, engine: Pat
 
 
 def test_kill_9_leaves_no_engine_and_no_trial_running(autotune: Autotune, engine: Path, folder: Path) -> None:
+    budget(folder, launches=4)
     with started(folder, engine) as process:
         wait_for(process, "trial 2")
         wait_for(process, "loading")
@@ -292,18 +301,17 @@ def test_two_engines_at_once_are_two_trials_and_leave_nothing(
 def test_a_finished_study_goes_on_with_a_larger_budget_and_with_nothing_else(
     autotune: Autotune, engine: Path, folder: Path
 ) -> None:
-    study = folder / "small.yaml"
-    whole = study.read_text()
-    study.write_text(whole.replace("launches: 6", "launches: 4"))
+    budget(folder, launches=4)
     autotune("tune", "small.yaml", "--engine", f"vllm={engine}")
     before = trials(autotune)
 
-    study.write_text(whole.replace("launches: 6", "launches: 10"))
+    budget(folder, launches=9)
     autotune("tune", "small.yaml", "--engine", f"vllm={engine}")
     after = trials(autotune)
     assert after[: len(before)] == before
     assert any(t["purpose"] == "search" for t in after[len(before) :])
 
+    study = folder / "small.yaml"
     study.write_text(study.read_text().replace("ttft: 60ms", "ttft: 70ms"))
     refused = autotune("tune", "small.yaml", "--engine", f"vllm={engine}", code=2)
     assert "is in sqlite:///studies.db already, and differs in: slas" in refused.stderr

@@ -19,7 +19,7 @@ SCALE_DEVIATION, RELATIVE_DEVIATION = log(3), log(1000)
 knows no scale at all."""
 SPREAD, RELATIVE_SPREAD = log(1.5), log(2.25)
 SPREAD_LAUNCHES = 2.0
-"""So many launches is the spread worth that a prior starts with; a relative one counts for a quarter at first."""
+"""The spread that a prior starts with counts as so many launches; a relative one weighs a quarter then."""
 AGREEING_PAIRS, PAIRS = 1.5, 2.0
 """A prior starts with so many concordant pairs of so many: agreement 0.5, and 0 after a discordant one."""
 LEAST_AGREEMENT = -0.25
