@@ -107,6 +107,7 @@ def test_kill_9_then_resume_ends_with_a_recommendation(folder: Path) -> None:
 
     printed = autotune(folder, "resume", "real")
     assert "vllm serve" in printed
+    assert "no prior roofline" not in printed  # a core was measured with the engine's torch
     shown = trials(folder)
     assert shown[0] == before[0]
     assert shown[1]["failure_class"] == "interrupted"
