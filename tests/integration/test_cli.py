@@ -253,7 +253,6 @@ def test_ctrl_c_stops_cleanly_and_resume_goes_on(autotune: Autotune, engine: Pat
 
 
 def test_kill_9_leaves_no_engine_and_no_trial_running(autotune: Autotune, engine: Path, folder: Path) -> None:
-    budget(folder, launches=4)
     with started(folder, engine) as process:
         wait_for(process, "trial 2")
         wait_for(process, "loading")

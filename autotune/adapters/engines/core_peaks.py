@@ -72,7 +72,7 @@ def core_peaks(interpreter: Path, memory_gb: float) -> Performance | str:
     try:
         answer = _Answer.model_validate_json(_last_line(done.stdout))
     except ValidationError:
-        return f"{interpreter} measured a core and answered {_last_line(done.stdout)[:200]!r}"
+        return f"{interpreter} measured a core and answered {_last_line(done.stdout)[:80]!r}"
     measured_on = datetime.now(UTC).date()  # noqa: TID251 - nothing is reckoned with it
     return Performance(
         memory_gb=memory_gb,
