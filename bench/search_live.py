@@ -33,10 +33,8 @@ from autotune.domain.configs.config import EngineConfig
 from autotune.domain.studies.feasibility import Setting, why_infeasible
 from autotune.domain.studies.ports import Outcome, Suggestion
 from autotune.domain.studies.study import StudySpec
-from autotune.runs.launch import Bench
 from autotune.runs.priors import Priors
-from autotune.wiring.bench import basis_for
-from autotune.wiring.priors import Ground, priors_of
+from autotune.wiring.priors import ground_of, priors_of
 from autotune.wiring.store import open_store
 from autotune.wiring.studies import sampler_for
 
@@ -85,19 +83,6 @@ def searched(
     return made
 
 
-def priors_here(study: StudySpec, bench: Bench, setting: Setting, folder: Path) -> Priors:
-    """Those that a first study on this machine has."""
-    ground = Ground(
-        study=study,
-        setting=setting,
-        basis=basis_for(study, bench.environment.kind),
-        plan=bench.plan,
-        store=open_store(f"sqlite:///{folder}/studies.db"),
-        executables=(bench.environment.executable,),
-    )
-    return priors_of(ground, lambda event: print(event, flush=True))
-
-
 def winners(made: Sequence[Launched], slas: Sequence[str]) -> dict[str, EngineConfig]:
     """The best of a search for each SLA that one met."""
     best = {sla: max(made, key=lambda one, s=sla: one.objectives[s]) for sla in slas}  # type: ignore[misc]
@@ -120,7 +105,8 @@ def main() -> None:
     ):
         setting = wiring.setting_for(study, wiring.hardware_for(study, benches["vllm"].environment.kind))
         launcher = Launcher(study, benches["vllm"], Path(folder))
-        priors = priors_here(study, benches["vllm"], setting, Path(folder))
+        ground = ground_of(study, benches, setting, open_store(f"sqlite:///{folder}/studies.db"))
+        priors = priors_of(ground, lambda event: print(event, flush=True))
         for seed in range(args.seeds):
             for method, sampler in METHODS.items():
                 own = study.model_copy(update={"seed": seed, "sampler": sampler})

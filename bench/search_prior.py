@@ -76,17 +76,18 @@ class Library:
 
         Both where joules are measured: of watts forecasts know all-in constants alone.
         """
-        share = np.log(np.maximum(self.transfer(problem), np.exp(WORST)))
-        earlier: dict[str, Foresight] = {"earlier": ByObjective(share, relative=True)}
+        priors: dict[str, Foresight] = {}
         expected = forecasts(problem, self.shapes)
-        if expected is None:
-            return earlier
-        errors = np.zeros((len(problem.candidates), 2))
-        forest = self._forest(self.leave_out.of(problem), "error")
-        if forest is not None:
-            errors = CORRECTION * forest.predict(features(problem, expected, self.shapes))
-        curve: dict[str, Foresight] = {CURVE: ByCurve(expected, excess_of(problem.sla), errors)}
-        return curve | earlier if problem.track is Track.ENERGY else curve
+        if expected is not None:
+            errors = np.zeros((len(problem.candidates), 2))
+            forest = self._forest(self.leave_out.of(problem), "error")
+            if forest is not None:
+                errors = CORRECTION * forest.predict(features(problem, expected, self.shapes))
+            priors[CURVE] = ByCurve(expected, excess_of(problem.sla), errors)
+        if expected is None or problem.track is Track.ENERGY:
+            share = np.log(np.maximum(self.transfer(problem), np.exp(WORST)))
+            priors["earlier"] = ByObjective(share, relative=True)
+        return priors
 
     def transfer(self, problem: Problem) -> Floats:
         """What a forest that knows no roofline expects of every candidate, as a share of the best."""

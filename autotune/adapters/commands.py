@@ -34,7 +34,8 @@ def run_command(command: Sequence[str], timeout_s: float) -> CommandResult:
     try:
         done = run_program(command, timeout_s, errors_to=subprocess.STDOUT)
     except subprocess.TimeoutExpired as late:
-        return CommandResult(-signal.SIGKILL, f"{late.output}\nnot done after {timeout_s:.0f} s")
+        output = (late.output or b"").decode(errors="replace")
+        return CommandResult(-signal.SIGKILL, f"{output}\nnot done after {timeout_s:.0f} s")
     return CommandResult(done.returncode, done.stdout)
 
 
@@ -49,7 +50,7 @@ def run_program(
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end, or end it with all that it started; ``env`` comes on top of ours.
 
-    Raises TimeoutExpired with the output so far, and OSError.
+    Raises TimeoutExpired, whose output so far is bytes, and OSError.
     """
     with subprocess.Popen(
         command,
@@ -64,13 +65,16 @@ def run_program(
     ) as process:
         try:
             output, errors = process.communicate(question, timeout=timeout_s)
-        except BaseException as ending:
+        except BaseException:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            if isinstance(ending, subprocess.TimeoutExpired):
-                raise subprocess.TimeoutExpired(command, timeout_s, process.communicate()[0]) from None
             raise
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def last_line(text: str) -> str:
+    """The last line of what was printed; empty where there is none."""
+    return (text.strip().splitlines() or [""])[-1]
 
 
 def check_result(result: CommandResult, what: str, remedy: str) -> None:

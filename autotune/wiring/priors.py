@@ -22,8 +22,10 @@ from autotune.domain.studies.events import Notice
 from autotune.domain.studies.feasibility import Setting
 from autotune.domain.studies.ports import EventSink, Prior
 from autotune.domain.studies.study import StudySpec
+from autotune.runs.launch import Bench
 from autotune.runs.measure import Planner
 from autotune.runs.priors import Priors
+from autotune.wiring.bench import basis_for
 from autotune.wiring.store import Store, launch_record
 
 _SAMPLE_RPS, _SAMPLE_S = 2.0, 200.0
@@ -49,6 +51,19 @@ class Ground:
         """Name of the accelerators, the file's own where it gives one."""
         devices = self.setting.hardware.devices
         return self.study.hardware_asked.accelerator or (devices[0].name if devices else "")
+
+
+def ground_of(study: StudySpec, benches: Mapping[str, Bench], setting: Setting, store: Store) -> Ground:
+    """What a study on these benches stands on."""
+    bench = next(iter(benches.values()))
+    return Ground(
+        study=study,
+        setting=setting,
+        basis=basis_for(study, bench.environment.kind),
+        plan=bench.plan,
+        store=store,
+        executables=tuple(each.environment.executable for each in benches.values()),
+    )
 
 
 def priors_of(ground: Ground, sink: EventSink) -> Priors:
@@ -87,7 +102,7 @@ def _on_cores(ground: Ground) -> Footing | str:
     if ground.basis.ranks:
         return "nothing is foreseen of the watts of cores"
     interpreters = (interpreter_of(path) for path in ground.executables if path.is_absolute())
-    interpreter = next((found for found in interpreters if found is not None), None)
+    interpreter = next(filter(None, interpreters), None)
     if interpreter is None:
         return "no engine of this machine is there to measure a core with"
     cores = ground.setting.hardware.devices

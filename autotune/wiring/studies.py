@@ -45,9 +45,9 @@ from autotune.runs.launching import LaunchOrder
 from autotune.runs.priors import Priors
 from autotune.runs.study import StudyParts, StudyRun
 from autotune.runs.trials import outcome_of, settle_interrupted
-from autotune.wiring.bench import basis_for, kind_of, lanes_for
+from autotune.wiring.bench import kind_of, lanes_for
 from autotune.wiring.engines import environment_for, hardware_for, launcher_of
-from autotune.wiring.priors import Ground, priors_of
+from autotune.wiring.priors import ground_of, priors_of
 from autotune.wiring.store import Store, study_of
 
 SPACES = Path(str(files("search_spaces")))
@@ -186,17 +186,9 @@ def _study_run(
 ) -> StudyRun:
     benches = lanes[0]
     bench = next(iter(benches.values()))
-    basis = basis_for(study, bench.environment.kind)
     rows = settle_interrupted(store.catalog, study.name)
     setting = setting_for(study, bench.hardware)
-    ground = Ground(
-        study=study,
-        setting=setting,
-        basis=basis,
-        plan=bench.plan,
-        store=store,
-        executables=tuple(each.environment.executable for each in benches.values()),
-    )
+    ground = ground_of(study, benches, setting, store)
 
     free: SimpleQueue[Mapping[str, Bench]] = SimpleQueue()
     for lane in lanes:
@@ -231,7 +223,7 @@ def _study_run(
             study=study.name,
             hardware=bench.hardware.describe(),
             engine=", ".join(f"{name} {each.environment.version}" for name, each in benches.items()),
-            power=basis,
+            power=ground.basis,
             launches_done=sum(row.state is not TrialState.REJECTED for row in rows),
             most_launches=study.budget.launches or 0,
             wall_time_s=study.budget.wall_time or 0.0,

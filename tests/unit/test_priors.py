@@ -282,7 +282,7 @@ def test_studies_of_the_catalog_are_read_as_earlier_tasks(tmp_path: Path) -> Non
         catalog.close()
 
 
-def ground(tmp_path: Path, shape: ModelShape | None, **changes: Any) -> Ground:
+def ground(tmp_path: Path, shape: ModelShape | None) -> Ground:
     study = study_spec(seed=3)
     setting = Setting(
         hardware=Hardware(
@@ -296,14 +296,13 @@ def ground(tmp_path: Path, shape: ModelShape | None, **changes: Any) -> Ground:
         requirements=study.requirements,
         longest_request_tokens=13,
     )
-    ground = Ground(
+    return Ground(
         study=study,
         setting=setting,
         basis=PowerBasis.PROVISIONED,
         plan=planner(study),
         store=open_store(f"sqlite:///{tmp_path}/studies.db"),
     )
-    return replace(ground, **changes)
 
 
 def on_cores(tmp_path: Path, program: str, **changes: Any) -> Ground:

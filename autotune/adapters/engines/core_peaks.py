@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, PositiveFloat, ValidationError
 
-from autotune.adapters.commands import run_program
+from autotune.adapters.commands import last_line, run_program
 from autotune.domain.hardware.accelerators import Performance, Source
 
 _TIMEOUT_S = 90.0
@@ -68,11 +68,11 @@ def core_peaks(interpreter: Path, memory_gb: float) -> Performance | str:
     except OSError as failed:
         return f"{interpreter} could not measure a core: {failed}"
     if done.returncode != 0:
-        return f"{interpreter} could not measure a core: {_last_line(done.stderr)}"
+        return f"{interpreter} could not measure a core: {last_line(done.stderr)}"
     try:
-        answer = _Answer.model_validate_json(_last_line(done.stdout))
+        answer = _Answer.model_validate_json(last_line(done.stdout))
     except ValidationError:
-        return f"{interpreter} measured a core and answered {_last_line(done.stdout)[:80]!r}"
+        return f"{interpreter} measured a core and answered {last_line(done.stdout)[:80]!r}"
     measured_on = datetime.now(UTC).date()  # noqa: TID251 - nothing is reckoned with it
     return Performance(
         memory_gb=memory_gb,
@@ -83,7 +83,3 @@ def core_peaks(interpreter: Path, memory_gb: float) -> Performance | str:
         network_gb_s=answer.memory_gb_s,
         source=Source(where=f"measured on this machine, torch {answer.torch}", date=measured_on),
     )
-
-
-def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or [""])[-1]

@@ -22,7 +22,7 @@ from typing import TypeVar
 import platformdirs
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from autotune.adapters.commands import run_program
+from autotune.adapters.commands import last_line, run_program
 from autotune.adapters.debian_packages import CPU_ENGINE_LIBRARIES, apt_line, missing_libraries
 from autotune.adapters.engines.containers import identity_command, probe_command, pull_command
 from autotune.domain.basics.errors import InputError, InputProblem
@@ -307,7 +307,7 @@ def _heard(traits: LauncherTraits, command: Sequence[str], timeout_s: float) -> 
         what = f"cannot be run: {error}"
     else:
         if done.returncode == 0:
-            return (done.stdout.strip().splitlines() or [""])[-1]
+            return last_line(done.stdout)
         tail = "\n".join(done.stderr.strip().splitlines()[-_TAIL_LINES:])
         what = f"ended with exit code {done.returncode}:\n{tail}"
     remedy = "see that the runtime works and may fetch the image, or name another `image` or `runtime`"
@@ -351,7 +351,7 @@ def _ask(
     if done.returncode != 0:
         tail = "\n".join(done.stderr.strip().splitlines()[-_TAIL_LINES:])
         raise _broken(traits, interpreter, f"ended with exit code {done.returncode} when asked:\n{tail}")
-    return (done.stdout.strip().splitlines() or [""])[-1]
+    return last_line(done.stdout)
 
 
 def _broken(traits: LauncherTraits, interpreter: Path, what: str) -> InputError:
